@@ -1,0 +1,479 @@
+"""300W-LP and AFLW2000-3D: from .jpg and .mat files to batches of tensors.
+
+Angles are in degrees, in the order yaw, pitch, roll.  An image is a uint8
+tensor (3, size, size), RGB; it becomes a network's float input on the device
+(`hopenet.normalize`), where that costs least.
+"""
+import os
+import re
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import scipy.io
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+# The protocol keeps what lies within +-99 degrees.  An angle of exactly 99
+# degrees, stored as float32 radians, comes back up to 4e-6 degrees larger.
+MAX_ANGLE = 99.0
+ROUNDING = 1e-4
+
+# The published margins around the landmarks, in box sizes, for margin k.
+TRAIN_SIDE, PROTOCOL_SIDE = 0.6, 2.0  # left and right of the face
+ABOVE, BELOW = 2.0, 0.6
+PROTOCOL_K = 0.2
+
+# Pillow's ImageFilter.BLUR, which HopeNet blurs training images with.
+BLUR = np.ones((5, 5), np.float32) / 16
+BLUR[1:4, 1:4] = 0
+
+# The spellings in use: the releases', the document's and HopeNet's options.
+DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
+            '300W_LP': '300W_LP', '300W-LP': '300W_LP',
+            'Pose_300W_LP': '300W_LP'}
+
+
+class DataError(ValueError):
+    """A file of the data set that cannot be used; the message names it."""
+
+
+class Annotations(NamedTuple):
+    """What the .mat files of N listed images say, in the list's order."""
+    names: list         # N strings, without extension
+    angles: np.ndarray  # (N, 3) float32, degrees: yaw, pitch, roll
+    boxes: np.ndarray   # (N, 4) float64, pixels: x_min, y_min, x_max, y_max
+
+
+# ------------------------------------------------------------- annotations
+
+def read_mat(path):
+    """Reads one .mat file of 300W-LP or AFLW2000.
+
+    Returns:
+        angles: float64 array (3,), degrees: yaw, pitch, roll.
+        pt2d: float64 array (2, K), the landmarks' x and y in pixels.
+
+    Raises:
+        DataError: the file is missing, damaged, or has no finite Pose_Para
+            and pt2d.
+    """
+    try:
+        mat = scipy.io.loadmat(path, variable_names=('Pose_Para', 'pt2d'))
+        pose, pt2d = mat['Pose_Para'], mat['pt2d']
+        pose = np.asarray(pose, np.float64).ravel()
+        pt2d = np.asarray(pt2d, np.float64)
+    except FileNotFoundError:
+        raise DataError(f'{path}: no such file') from None
+    except KeyError as error:
+        raise DataError(f'{path}: has no {error.args[0]}') from None
+    # loadmat documents no list of errors: damaged bytes raise what they may.
+    except Exception as error:
+        raise DataError(f'{path}: not a readable .mat file '
+                        f'({str(error) or type(error).__name__})') from None
+    if pose.size < 3 or pt2d.ndim != 2 or len(pt2d) != 2 or not pt2d.size:
+        raise DataError(f'{path}: expected Pose_Para with at least 3 values '
+                        f'and pt2d of shape (2, K), found {pose.size} and '
+                        f'{pt2d.shape}')
+    if not (np.isfinite(pose[:3]).all() and np.isfinite(pt2d).all()):
+        raise DataError(f'{path}: Pose_Para or pt2d is not finite')
+    return np.degrees(pose[[1, 0, 2]]), pt2d  # the file: pitch, yaw, roll
+
+
+def face_box(pt2d, landmarks='visible'):
+    """Returns the landmarks' box: x_min, y_min, x_max, y_max.
+
+    AFLW2000 marks landmarks that cannot be seen with x = -1 (their y is then
+    452).  'visible' leaves them out; 'raw', the published protocol, takes
+    them for points of the face.
+
+    Args:
+        pt2d: array (2, K).
+        landmarks: 'visible' or 'raw'.
+
+    Raises:
+        DataError: the box has no area.
+    """
+    if landmarks == 'visible':
+        pt2d = pt2d[:, pt2d[0] != -1]
+    if not pt2d.size or np.ptp(pt2d, axis=1).min() <= 0:
+        raise DataError('the landmarks of pt2d span no box')
+    return np.concatenate((pt2d.min(1), pt2d.max(1)))
+
+
+def beyond_range(angles):
+    """Says which angle (degrees) is beyond +-99, or returns None."""
+    for axis, angle in zip(('yaw', 'pitch', 'roll'), angles):
+        if abs(angle) > MAX_ANGLE + ROUNDING:
+            return f'{axis} of {angle:.2f} degrees is beyond +-99'
+    return None
+
+
+def read_list(path):
+    """Returns the names in a filename_list.txt, one a line.
+
+    Raises:
+        DataError: there is no such file, or it is empty.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            names = [line.strip() for line in file if line.strip()]
+    except OSError as error:
+        raise DataError(f'{path}: {error.strerror}; filename_generator.py '
+                        'writes the list') from None
+    except UnicodeDecodeError:
+        raise DataError(f'{path}: is not a text file') from None
+    if not names:
+        raise DataError(f'{path}: lists no image')
+    return names
+
+
+def read_annotations(data_dir, filename_list, landmarks='visible'):
+    """Reads the .mat files of all listed images, once, before any training.
+
+    Args:
+        data_dir: the folder that the listed names are relative to.
+        filename_list: a file that filename_generator.py wrote.
+        landmarks: see `face_box`.
+
+    Raises:
+        DataError: a listed file is missing, damaged or out of range.
+    """
+    if not os.path.isdir(data_dir):
+        raise DataError(f'{data_dir}: no such data folder')
+    names = read_list(filename_list)
+    angles, boxes = np.empty((len(names), 3)), np.empty((len(names), 4))
+    bar = tqdm(names, desc='reading .mat files', disable=None,
+               leave=False)
+    for row, name in enumerate(bar):
+        path = os.path.join(data_dir, name)
+        if not os.path.isfile(path + '.jpg'):
+            raise DataError(f'{path}.jpg: no such file, but '
+                            f'{filename_list} lists it')
+        angles[row], pt2d = read_mat(path + '.mat')
+        beyond = beyond_range(angles[row])
+        if beyond:
+            raise DataError(f'{path}.mat: {beyond}; filename_generator.py '
+                            'leaves such images out of the list')
+        try:
+            boxes[row] = face_box(pt2d, landmarks)
+        except DataError as error:
+            raise DataError(f'{path}.mat: {error}') from None
+    angles = angles.clip(-MAX_ANGLE, MAX_ANGLE).astype(np.float32)
+    return Annotations(names, angles, boxes)
+
+
+# ------------------------------------------------------------------- crops
+
+def expand_box(box, k, side):
+    """Adds the published margins to a face box.
+
+    Each line measures the box that the lines before have grown already; this
+    is the published crop, and figures compare only if it is kept.
+
+    Args:
+        box: x_min, y_min, x_max, y_max, pixels.
+        k: the margin, in box sizes: 0.2 to 0.4 in training, 0.2 in tests.
+        side: TRAIN_SIDE or PROTOCOL_SIDE.
+
+    Returns:
+        Four ints; they may lie outside the image.
+    """
+    x_min, y_min, x_max, y_max = map(float, box)
+    x_min -= side * k * abs(x_max - x_min)
+    y_min -= ABOVE * k * abs(y_max - y_min)
+    x_max += side * k * abs(x_max - x_min)
+    y_max += BELOW * k * abs(y_max - y_min)
+    return int(x_min), int(y_min), int(x_max), int(y_max)
+
+
+def resized(width, height, shorter):
+    """Returns a size of the same shape whose shorter side is `shorter`."""
+    if width <= height:
+        return shorter, max(shorter, int(shorter * height / width))
+    return max(shorter, int(shorter * width / height)), shorter
+
+
+def protocol_crop(image, box, size=224):
+    """Crops a face as the published test does, with Pillow, step by step.
+
+    Args:
+        image: RGB PIL image; what a crop has outside of it is black.
+        box: of the landmarks, see `face_box`.
+        size: side of the result, pixels.
+
+    Returns:
+        RGB PIL image, size x size.
+    """
+    image = image.crop(expand_box(box, PROTOCOL_K, PROTOCOL_SIDE))
+    width, height = resized(*image.size, size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left = round((width - size) / 2)
+    top = round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def training_crop(image, box, draws, size=224):
+    """Crops a face with HopeNet's random margin, shift, flip and blur.
+
+    Crop, resize, random crop and flip are one affine warp; it replaces four
+    passes of Pillow and differs from them by a fraction of a grey level.
+
+    Args:
+        image: uint8 array (H, W, 3).
+        box: of the landmarks, see `face_box`.
+        draws: five numbers in [0, 1): margin, shift across and down, flip,
+            blur.
+        size: side of the result, pixels.
+
+    Returns:
+        The crop, a uint8 array (size, size, 3), and whether it is flipped.
+    """
+    k, across, down = 0.2 + 0.2 * draws[0], draws[1], draws[2]
+    flip, blur = draws[3] < 0.5, draws[4] < 0.05
+    if blur:
+        image = cv2.filter2D(image, -1, BLUR)
+    x_min, y_min, x_max, y_max = expand_box(box, k, TRAIN_SIDE)
+    wide, high = x_max - x_min, y_max - y_min
+    width, height = resized(wide, high, round(size * 240 / 224))
+    # The map from the result's pixel centres to the image's.
+    scale = np.array([wide / width, high / height])
+    shift = np.array([int(across * (width - size + 1)),
+                      int(down * (height - size + 1))])
+    start = (shift + 0.5) * scale
+    matrix = np.array([[scale[0], 0, x_min + start[0] - 0.5],
+                       [0, scale[1], y_min + start[1] - 0.5]])
+    if flip:
+        matrix[0] = -scale[0], 0, x_max - start[0] - 0.5
+    if scale.max() > 1.25:  # a warp reads 2x2 pixels: shrink with all first
+        image, matrix = shrink(image, matrix, scale.max())
+    crop = cv2.warpAffine(image, matrix, (size, size),
+                          flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return crop, bool(flip)
+
+
+def shrink(image, matrix, factor):
+    """Shrinks an image by area and adapts a map into its pixels."""
+    height, width = image.shape[:2]
+    size = (max(1, round(width / factor)), max(1, round(height / factor)))
+    ratio = np.array([size[0] / width, size[1] / height])[:, None]
+    matrix = matrix * ratio
+    matrix[:, 2:] += (ratio - 1) / 2  # pixel centres are at half units
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), matrix
+
+
+# ---------------------------------------------------------------- loading
+
+def read_training_image(path):
+    """Reads a JPEG as an RGB array (H, W, 3) with OpenCV.
+
+    OpenCV fills a truncated picture with grey and goes on; one without the
+    end mark is read by Pillow, which raises.
+
+    Raises:
+        OSError: the file is missing or damaged.
+    """
+    data = np.fromfile(path, np.uint8)
+    if b'\xff\xd9' not in data[-64:].tobytes():
+        return np.asarray(Image.open(path).convert('RGB'))
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB
+                         | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise OSError('not an image')
+    return image
+
+
+class PoseDataset:
+    """Images and angles, by index; for a DataLoader.
+
+    A training image is changed at random, as a function of (seed, epoch,
+    index) alone: neither the order nor the number of workers matters.
+
+    Args:
+        data_dir: the folder that the annotations' names are relative to.
+        annotations: of all listed images; a split picks among the indices.
+        size: side of the crops, pixels.
+        augment: training crops; else the protocol's test crop.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, data_dir, annotations, size=224, augment=False,
+                 seed=0):
+        self.data_dir = data_dir
+        self.annotations = annotations
+        self.size = size
+        self.augment = augment
+        self.seed = seed
+        self._draws = None, None  # the epoch that they are for, and they
+
+    def __len__(self):
+        return len(self.annotations.names)
+
+    def path(self, index):
+        """Returns the path of an image."""
+        return os.path.join(self.data_dir,
+                            self.annotations.names[index] + '.jpg')
+
+    def draws(self, epoch):
+        """Returns the random numbers of an epoch, (N, 5) in [0, 1)."""
+        if self._draws[0] != epoch:
+            generator = torch.Generator().manual_seed(
+                self.seed * 1_000_003 + epoch)
+            self._draws = epoch, torch.rand(
+                len(self), 5, generator=generator).numpy()
+        return self._draws[1]
+
+    def __getitem__(self, key):
+        """Returns an image, its angles and its index.
+
+        Args:
+            key: (epoch, index), as `Batches` yields them.
+
+        Returns:
+            uint8 tensor (3, size, size), float32 tensor (3,), int.
+
+        Raises:
+            DataError: the image is missing or damaged.
+        """
+        epoch, index = key
+        path, box = self.path(index), self.annotations.boxes[index]
+        angles = torch.from_numpy(self.annotations.angles[index].copy())
+        try:
+            if self.augment:
+                image, flipped = training_crop(
+                    read_training_image(path), box,
+                    self.draws(epoch)[index], self.size)
+                if flipped:
+                    angles *= torch.tensor([-1.0, 1.0, -1.0])
+            else:
+                image = np.array(protocol_crop(
+                    Image.open(path).convert('RGB'), box, self.size))
+        except (OSError, SyntaxError) as error:  # Pillow raises both
+            raise DataError(f'{path}: cannot be read as an image '
+                            f'({error})') from None
+        return torch.from_numpy(image).permute(2, 0, 1), angles, index
+
+
+class Batches:
+    """Yields lists of (epoch, index), the keys of `PoseDataset`.
+
+    Args:
+        indices: the images to go through.
+        batch_size: the last batch has what is left.
+        shuffle: a new order each epoch, a function of (seed, epoch).
+        seed: of the order.
+    """
+
+    def __init__(self, indices, batch_size, shuffle=False, seed=0):
+        self.indices = torch.as_tensor(indices)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self):
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self):
+        order = self.indices
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(
+                self.seed * 1_000_003 + self.epoch)
+            order = order[torch.randperm(len(order), generator=generator)]
+        for batch in order.split(self.batch_size):
+            yield [(self.epoch, index) for index in batch.tolist()]
+
+
+def photograph(name):
+    """Returns the photograph that a rendering was made from.
+
+    `AFW/AFW_134212_1_3` and `AFW_Flip/AFW_134212_1_5` both come from
+    `AFW/AFW_134212_1`; a name without a rendering's number is its own.
+    """
+    folder, base = os.path.split(name)
+    return os.path.join(folder.removesuffix('_Flip'),
+                        re.sub(r'_\d+$', '', base))
+
+
+def split(names, by='photo', seed=0, share=0.1):
+    """Divides the images into training and validation, 9:1.
+
+    Args:
+        names: of all images.
+        by: 'photo' keeps all renderings of a photograph on one side; 'image'
+            is the document's literal split, in which nearly every validation
+            image has a sibling in training.
+        seed: of the split's own generator.
+        share: of the validation images; with 'photo' at least that.
+
+    Returns:
+        Two sorted lists of indices: training, validation.
+
+    Raises:
+        DataError: there are not two groups to divide.
+    """
+    groups = {}
+    for index, name in enumerate(names):
+        key = photograph(name) if by == 'photo' else index
+        groups.setdefault(key, []).append(index)
+    if len(groups) < 2:
+        raise DataError(
+            'the split needs at least 2 images' if by == 'image' else
+            'the split needs at least 2 photographs, and the list has only '
+            f'renderings of {photograph(names[0])} (--split image divides '
+            'these)')
+    groups = list(groups.values())
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(groups), generator=generator).tolist()
+    validation = []
+    for position in order[:-1]:  # one group at least is left to train on
+        if len(validation) >= share * len(names):
+            break
+        validation += groups[position]
+    training = sorted(set(range(len(names))) - set(validation))
+    return training, sorted(validation)
+
+
+def make_loader(dataset, batches, workers=0, pin_memory=False):
+    """Returns a DataLoader of (images, angles, indices) batches."""
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
+                      pin_memory=pin_memory, worker_init_fn=start_worker,
+                      persistent_workers=workers > 0)
+
+
+def start_worker(_):
+    """Keeps a worker to one core: the workers are the parallelism."""
+    cv2.setNumThreads(1)
+
+
+def training_loaders(options):
+    """Returns the shuffled training and the fixed validation loader.
+
+    Args:
+        options: parsed options; see `utils.training_parser`.
+    """
+    annotations = read_annotations(options.data_dir, options.filename_list,
+                                   options.landmarks)
+    training, validation = split(annotations.names, options.split,
+                                 options.split_seed)
+    train_set = PoseDataset(options.data_dir, annotations, options.image_size,
+                            options.augment, options.seed)
+    val_set = PoseDataset(options.data_dir, annotations, options.image_size)
+    return tuple(
+        make_loader(dataset, Batches(indices, options.batch_size, shuffle,
+                                     options.seed),
+                    options.workers, options.pin_memory)
+        for dataset, indices, shuffle in (
+            (train_set, training, True), (val_set, validation, False)))
+
+
+def evaluation_loader(options):
+    """Returns the loader of all listed images, in the list's order."""
+    annotations = read_annotations(options.data_dir, options.filename_list,
+                                   options.landmarks)
+    dataset = PoseDataset(options.data_dir, annotations, options.image_size)
+    return make_loader(dataset, Batches(range(len(dataset)),
+                                        options.batch_size),
+                       options.workers, options.pin_memory)

@@ -1,0 +1,365 @@
+"""HopeNet (Ruiz et al., CVPR Workshops 2018) and its ResNet-50 with CBAM.
+
+The method: each of the three angles is sorted into 66 bins of 3 degrees, and
+the angle is the expected value over the bins' probabilities.
+
+    python hopenet.py     parameters, MACs and size beside the document's
+
+Angles are in degrees, in the order yaw, pitch, roll, with the signs of
+300W-LP: positive yaw turns the face towards the left of the image, positive
+pitch lifts the chin, positive roll tilts the head clockwise as we see it.
+"""
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import ResNet50_Weights
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from cbam import CBAM
+
+AXES = ('yaw', 'pitch', 'roll')
+NUM_BINS = 66
+BIN_WIDTH = 3.0     # degrees
+MIN_ANGLE = -99.0   # degrees, the lower edge of bin 0
+HEADS = tuple(f'fc_{axis}' for axis in AXES)
+
+# ImageNet's statistics, in the units of 8-bit pixels.
+PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+PIXEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
+
+class WeightsError(ValueError):
+    """Weights that do not fit the network, or a file that holds none."""
+
+
+# ------------------------------------------------------------- the method
+
+def normalize(images):
+    """Turns uint8 RGB pixels (N, 3, H, W) into a network's float input."""
+    mean = images.new_tensor(PIXEL_MEAN, dtype=torch.float32)
+    std = images.new_tensor(PIXEL_STD, dtype=torch.float32)
+    return (images - mean[:, None, None]) / std[:, None, None]
+
+
+def bin_index(angles):
+    """Returns the bin of each angle: any shape, degrees to int64 in 0..65.
+
+    99 degrees, the upper end of the range, belongs to the last bin.
+    """
+    bins = torch.floor((angles - MIN_ANGLE) / BIN_WIDTH)
+    return bins.long().clamp_(0, NUM_BINS - 1)
+
+
+def decode(logits):
+    """Returns the expected angles: (..., 66) logits to (...) degrees.
+
+    The published decoding, sum of p_i * i, times 3, minus 99: a bin stands
+    for its lower edge, and the regression loss learns around that.
+    """
+    index = torch.arange(NUM_BINS, device=logits.device, dtype=torch.float32)
+    expected = logits.float().softmax(-1) @ index
+    return expected * BIN_WIDTH + MIN_ANGLE
+
+
+def pose_loss(logits, angles, alpha=2.0):
+    """HopeNet's loss of each image; average it over the batch.
+
+    The sum over the three axes of the cross entropy of the angle's bin plus
+    alpha times the squared error of the decoded angle (equation 1 of the
+    paper, in degrees squared).
+
+    Args:
+        logits: (N, 3, 66), as a network returns them.
+        angles: (N, 3) degrees: yaw, pitch, roll.
+        alpha: weight of the squared error (the document and HopeNet: 2).
+
+    Returns:
+        (N,) float32.
+    """
+    logits = logits.float()
+    # cross_entropy wants the classes second: (N, 66, 3) against (N, 3).
+    cross_entropy = F.cross_entropy(
+        logits.transpose(1, 2), bin_index(angles), reduction='none')
+    squared = (decode(logits) - angles).square()
+    return (cross_entropy + alpha * squared).sum(1)
+
+
+def rotation_matrix(angles):
+    """Returns the rotation of a head in image axes (right, down, to us).
+
+    Args:
+        angles: array-like (..., 3), degrees: yaw, pitch, roll.
+
+    Returns:
+        float64 array (..., 3, 3).  Its columns are where the head's own axes
+        point: to its right side as we see it, towards its chin, out of its
+        face.  It is 3DDFA's R = Rx(pitch) Ry(yaw) Rz(roll), the convention of
+        300W-LP's Pose_Para, mirrored from an upward to a downward y axis.
+    """
+    yaw, pitch, roll = np.moveaxis(np.radians(angles), -1, 0)
+    cy, sy = np.cos(yaw), np.sin(yaw)
+    cp, sp = np.cos(pitch), np.sin(pitch)
+    cr, sr = np.cos(roll), np.sin(roll)
+    rows = [[cy * cr, -cy * sr, -sy],
+            [cp * sr - sp * sy * cr, cp * cr + sp * sy * sr, -sp * cy],
+            [cp * sy * cr + sp * sr, sp * cr - cp * sy * sr, cp * cy]]
+    return np.stack([np.stack(row, -1) for row in rows], -2)
+
+
+def draw_pose(image, angles, center, size, cube=False):
+    """Draws a head's axes, or a cube, into a BGR image, in place.
+
+    Red points to the right side of the face as we see it, green to the chin,
+    blue out of the face, as in HopeNet's pictures.
+
+    Args:
+        image: uint8 array (H, W, 3), BGR as OpenCV reads it.
+        angles: degrees: yaw, pitch, roll.
+        center: (x, y) of the axes' origin, pixels.
+        size: length of an axis, pixels.
+        cube: draw a cube around the centre, its face side in front.
+    """
+    rotation = rotation_matrix(angles)[:2]  # orthographic: x and y only
+    center = np.asarray(center, float)
+    thick = max(1, round(size / 30))
+
+    def line(start, end, color, width=thick):
+        points = [tuple(int(round(v)) for v in center + rotation @ point)
+                  for point in (start, end)]
+        cv2.line(image, *points, color, width, cv2.LINE_AA)
+
+    red, green, blue = (0, 0, 255), (0, 255, 0), (255, 0, 0)
+    if not cube:
+        for axis, color in zip(np.eye(3) * size, (red, green, blue)):
+            line(np.zeros(3), axis, color)
+        return
+    half = size / 2
+    square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half
+    for depth, color in ((-half, red), (half, green)):
+        corners = [np.array([x, y, depth]) for x, y in square]
+        for start, end in zip(corners, corners[1:] + corners[:1]):
+            line(start, end, color)
+    for x, y in square:
+        line(np.array([x, y, -half]), np.array([x, y, half]), blue)
+
+
+# ----------------------------------------------------------- the networks
+
+class PoseNetwork(nn.Module):
+    """What the two networks share; mixed into a torchvision classifier.
+
+    A network maps (N, 3, H, W) RGB images, normalised by `normalize`, to
+    logits (N, 3, 66): yaw, pitch, roll.  A subclass names its `stem`, the
+    modules that stay frozen when they come pretrained, and its `title`.
+
+    Attributes:
+        config: plain dict that rebuilds the network (see a checkpoint).
+        pretrained_norms: names of the batch norms whose statistics came with
+            pretrained weights and stay as they are.
+    """
+
+    stem = ()
+    title = ''
+
+    def add_heads(self, features, config):
+        """Replaces the ImageNet classifier by one of 66 bins for each axis."""
+        del self.fc
+        for head in HEADS:
+            self.add_module(head, nn.Linear(features, NUM_BINS))
+        self.config = config
+        self.pretrained_norms = []
+
+    def logits(self, features):
+        """Maps pooled features (N, F) to logits (N, 3, 66)."""
+        return torch.stack(
+            [self.get_submodule(head)(features) for head in HEADS], 1)
+
+    def load_pretrained(self, state):
+        """Loads weights that were trained on ImageNet, without pose heads.
+
+        Only the heads, and an attention that the file has no part of, may be
+        missing; those start fresh.  The stem is frozen, and so are the
+        statistics of all batch norms that came with the file (HopeNet's
+        recipe: its batches are too small to estimate them anew).
+
+        Raises:
+            WeightsError: any other key is missing, unexpected or mis-shaped.
+        """
+        state = plain_keys(state)
+        has_attention = any('.cbam.' in key for key in state)
+        fresh = [key for key in self.state_dict() if key.startswith(HEADS)
+                 or ('.cbam.' in key and not has_attention)]
+        load_exactly(self, state, fresh)
+        self.pretrained_norms = [
+            name for name, module in self.named_modules()
+            if isinstance(module, nn.BatchNorm2d)
+            and f'{name}.running_mean' in state]
+        for name in self.stem:
+            self.get_submodule(name).requires_grad_(False)
+
+    def freeze_statistics(self):
+        """Puts pretrained batch norms into eval mode; call after train().
+
+        The one batch-norm policy: pretrained statistics stay as they came,
+        those of layers that started fresh are live.
+        """
+        for name in self.pretrained_norms:
+            self.get_submodule(name).eval()
+
+    def parameter_groups(self, lr, head_factor=5):
+        """Returns Adam's groups: the trained backbone, and faster heads.
+
+        HopeNet's recipe gives the fresh heads five times the base rate.
+        Every parameter that is not frozen is in exactly one group.
+        """
+        body, heads = [], []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                (heads if name.startswith(HEADS) else body).append(parameter)
+        return [{'params': body, 'lr': lr},
+                {'params': heads, 'lr': lr * head_factor}]
+
+
+class CBAMBottleneck(Bottleneck):
+    """ResNet's bottleneck with CBAM before the residual sum."""
+
+    def __init__(self, inplanes, planes, *args, **kwargs):
+        super().__init__(inplanes, planes, *args, **kwargs)
+        self.cbam = CBAM(planes * self.expansion)
+
+    def forward(self, x):
+        """Maps (N, C, H, W) as `Bottleneck.forward` does, attention added."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.cbam(self.bn3(self.conv3(out)))
+        identity = x if self.downsample is None else self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+class AttNet(PoseNetwork, ResNet):
+    """ResNet-50 with CBAM in each of its 16 bottlenecks, and pose heads.
+
+    Args:
+        attention: 'cbam' for the document's network, 'none' for HopeNet's.
+    """
+
+    stem = ('conv1', 'bn1')
+    title = 'ResNet-50'
+
+    def __init__(self, attention='cbam'):
+        blocks = {'cbam': CBAMBottleneck, 'none': Bottleneck}
+        if attention not in blocks:
+            raise ValueError(f'attention is {attention!r}, not one of '
+                             + ', '.join(blocks))
+        super().__init__(blocks[attention], [3, 4, 6, 3])
+        self.add_heads(self.fc.in_features,
+                       {'network': 'attnet', 'attention': attention})
+
+    @property
+    def imagenet_weights(self):
+        """torchvision's enum; V1 is what HopeNet and the document used."""
+        return ResNet50_Weights.IMAGENET1K_V1
+
+    @staticmethod
+    def config_of(state):
+        """Returns the configuration that a state dict was made with.
+
+        Raises:
+            WeightsError: it is not of this network.
+        """
+        require_key(state, 'layer1.0.conv3.weight', AttNet.title)
+        has_cbam = any('.cbam.' in key for key in state)
+        return {'network': 'attnet',
+                'attention': 'cbam' if has_cbam else 'none'}
+
+    def forward(self, x):
+        """Maps (N, 3, H, W) to logits (N, 3, 66)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.logits(self.avgpool(x).flatten(1))
+
+
+# ------------------------------------------------------------ the weights
+
+def plain_keys(state):
+    """Strips DataParallel's `module.` and drops an ImageNet classifier."""
+    state = {key.removeprefix('module.'): value
+             for key, value in state.items()}
+    return {key: value for key, value in state.items()
+            if not key.startswith('fc.')}
+
+
+def require_key(state, key, title):
+    """Raises WeightsError unless `key`, a mark of the network, is there."""
+    if key not in state:
+        found = next(iter(state), 'nothing')
+        raise WeightsError(f'these are not weights of {title}: there is no '
+                           f'{key}; the first key is {found}')
+
+
+def load_exactly(model, state, may_miss=()):
+    """Loads a state dict and accepts no surprise.
+
+    `num_batches_tracked`, a counter that old releases of PyTorch did not
+    write, may always be missing.
+
+    Raises:
+        WeightsError: keys are missing (other than `may_miss`), unexpected or
+            of another shape; the message names them.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state
+               and key not in may_miss
+               and not key.endswith('num_batches_tracked')]
+    unexpected = [key for key in state if key not in own]
+    misshaped = [f'{key} {tuple(state[key].shape)}' for key in own
+                 if key in state and state[key].shape != own[key].shape]
+    problems = [f'{len(keys)} {kind} ({", ".join(keys[:3])}'
+                + (', ...)' if len(keys) > 3 else ')')
+                for kind, keys in (('missing', missing),
+                                   ('unexpected', unexpected),
+                                   ('of another shape', misshaped)) if keys]
+    if problems:
+        raise WeightsError(f'the weights do not fit {model.title}, keys: '
+                           + '; '.join(problems))
+    model.load_state_dict(state, strict=False)
+
+
+def summary(model, parameters, checkpoint, size=224):
+    """Returns a table of a network's cost beside two published figures.
+
+    MACs are counted on one image of size x size by PyTorch's flop counter
+    (two flops a multiply-add; convolutions and linear layers only).
+    """
+    model = model.to('meta').eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, 3, size, size, device='meta'))
+    count = sum(p.numel() for p in model.parameters())
+    stored = sum(t.numel() * t.element_size()
+                 for t in model.state_dict().values())
+    rows = [('', 'here', 'published'),
+            ('parameters', f'{count:,}', parameters),
+            (f'MACs at {size} px', f'{counter.get_total_flops() // 2:,}',
+             '-'),
+            ('checkpoint', f'{stored / 1e6:.1f} MB', checkpoint)]
+    options = ', '.join(f'{key} {value}' for key, value
+                        in model.config.items() if key != 'network')
+    return '\n'.join([f'{model.title} ({options})'] + [
+        f'{name:<16}{here:>16}{theirs:>12}' for name, here, theirs in rows])
+
+
+def main():
+    """Prints the cost of HopeNet's network with and without attention."""
+    print(summary(AttNet('cbam'), '26.5M', '112 MB'), end='\n\n')
+    print(summary(AttNet('none'), '-', '95.9 MB'), end='\n\n')
+    print("With CBAM the published figures are the document's; they count a "
+          'dead layer,\nfc_finetune (6,156 parameters), that is not built '
+          "here. Without, HopeNet's.")
+
+
+if __name__ == '__main__':
+    main()

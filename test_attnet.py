@@ -1,0 +1,24 @@
+"""Tests a ResNet-50, with CBAM or without, on AFLW2000-3D.
+
+    python test_attnet.py --snapshot ./checkpoints/resnet.pkl
+"""
+import sys
+
+import utils
+from datasets import DATASETS, DataError, evaluation_loader
+from hopenet import AttNet
+
+
+def main(argv=None):
+    """Runs the test; `argv` is a list of options, for tests."""
+    parser = utils.testing_parser(__doc__, 'checkpoints/resnet.pkl')
+    options = utils.parse(parser, argv, DATASETS)
+    model, content = utils.load_network(options.snapshot, AttNet)
+    options.image_size = utils.image_size(options, content)
+    loader = evaluation_loader(options)
+    result = utils.evaluate(model.to(options.device), loader, options)
+    utils.report_test(result, loader.dataset, options)
+
+
+if __name__ == '__main__':
+    sys.exit(utils.command(main, DataError))

@@ -1,0 +1,33 @@
+"""Trains the document's first network: ResNet-50 with CBAM, on 300W-LP.
+
+    python train_attnet.py --data_dir ./data/300W_LP/
+
+`--attention none` trains HopeNet's own network on the same harness.
+"""
+import sys
+
+from torch.optim import Adam
+from torch.optim.lr_scheduler import MultiStepLR
+
+import utils
+from datasets import DATASETS, DataError, training_loaders
+from hopenet import AttNet
+
+
+def main(argv=None):
+    """Runs the training; `argv` is a list of options, for tests."""
+    parser = utils.training_parser(__doc__, 'checkpoints/resnet.pkl')
+    parser.add_argument('--attention', choices=('cbam', 'none'),
+                        default='cbam', help="none: HopeNet's plain ResNet-50")
+    options = utils.parse(parser, argv, DATASETS)
+    loaders = training_loaders(options)
+    model = AttNet(options.attention)
+    utils.load_pretrained(model, options.pretrained)
+    model.to(options.device)
+    optimizer = Adam(model.parameter_groups(options.lr))
+    scheduler = MultiStepLR(optimizer, options.lr_steps, gamma=0.1)
+    utils.fit(model, loaders, optimizer, scheduler, options)
+
+
+if __name__ == '__main__':
+    sys.exit(utils.command(main, DataError))

@@ -1,0 +1,33 @@
+"""Trains the document's second network: ShuffleNetV2, on 300W-LP.
+
+    python train_shufflenet.py --data_dir ./data/300W_LP/
+
+The recipe is the ResNet's; `--width` makes the network smaller or larger.
+"""
+import sys
+
+from torch.optim import Adam
+from torch.optim.lr_scheduler import MultiStepLR
+
+import utils
+from datasets import DATASETS, DataError, training_loaders
+from shufflenet import CHANNELS, ShuffleNet
+
+
+def main(argv=None):
+    """Runs the training; `argv` is a list of options, for tests."""
+    parser = utils.training_parser(__doc__, 'checkpoints/shufflenet.pkl')
+    parser.add_argument('--width', type=float, choices=CHANNELS, default=1.0,
+                        help='channel multiplier; default: 1.0')
+    options = utils.parse(parser, argv, DATASETS)
+    loaders = training_loaders(options)
+    model = ShuffleNet(options.width)
+    utils.load_pretrained(model, options.pretrained)
+    model.to(options.device)
+    optimizer = Adam(model.parameter_groups(options.lr))
+    scheduler = MultiStepLR(optimizer, options.lr_steps, gamma=0.1)
+    utils.fit(model, loaders, optimizer, scheduler, options)
+
+
+if __name__ == '__main__':
+    sys.exit(utils.command(main, DataError))
