@@ -238,30 +238,26 @@ def training_crop(image, box, draws, size=224):
     x_min, y_min, x_max, y_max = expand_box(box, k, TRAIN_SIDE)
     wide, high = x_max - x_min, y_max - y_min
     width, height = resized(wide, high, round(size * 240 / 224))
-    # The map from the result's pixel centres to the image's.
-    scale = np.array([wide / width, high / height])
-    shift = np.array([int(across * (width - size + 1)),
-                      int(down * (height - size + 1))])
-    start = (shift + 0.5) * scale
-    matrix = np.array([[scale[0], 0, x_min + start[0] - 0.5],
-                       [0, scale[1], y_min + start[1] - 0.5]])
+    left = int(across * (width - size + 1))
+    top = int(down * (height - size + 1))
+    scale_x, scale_y = wide / width, high / height
+    if max(scale_x, scale_y) > 1.25:
+        # A warp reads 2x2 pixels; to shrink by more, Pillow reads them all.
+        face = Image.fromarray(image).crop((x_min, y_min, x_max, y_max))
+        face = np.asarray(face.resize((width, height),
+                                      Image.Resampling.BILINEAR))
+        face = face[:, ::-1] if flip else face
+        return np.ascontiguousarray(
+            face[top:top + size, left:left + size]), bool(flip)
+    # The map from the result's pixels to the image's; their centres lie at
+    # half units.
+    matrix = np.array([[scale_x, 0, x_min + (left + 0.5) * scale_x - 0.5],
+                       [0, scale_y, y_min + (top + 0.5) * scale_y - 0.5]])
     if flip:
-        matrix[0] = -scale[0], 0, x_max - start[0] - 0.5
-    if scale.max() > 1.25:  # a warp reads 2x2 pixels: shrink with all first
-        image, matrix = shrink(image, matrix, scale.max())
+        matrix[0] = -scale_x, 0, x_max - (left + 0.5) * scale_x - 0.5
     crop = cv2.warpAffine(image, matrix, (size, size),
                           flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     return crop, bool(flip)
-
-
-def shrink(image, matrix, factor):
-    """Shrinks an image by area and adapts a map into its pixels."""
-    height, width = image.shape[:2]
-    size = (max(1, round(width / factor)), max(1, round(height / factor)))
-    ratio = np.array([size[0] / width, size[1] / height])[:, None]
-    matrix = matrix * ratio
-    matrix[:, 2:] += (ratio - 1) / 2  # pixel centres are at half units
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), matrix
 
 
 # ---------------------------------------------------------------- loading
@@ -438,14 +434,11 @@ def split(names, by='photo', seed=0, share=0.1):
 
 def make_loader(dataset, batches, workers=0, pin_memory=False):
     """Returns a DataLoader of (images, angles, indices) batches."""
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
-                      pin_memory=pin_memory, worker_init_fn=start_worker,
-                      persistent_workers=workers > 0)
-
-
-def start_worker(_):
-    """Keeps a worker to one core: the workers are the parallelism."""
+    # The workers are the parallelism.  OpenCV's own threads must end before
+    # the workers are forked: in a copy of the process, ending them hangs.
     cv2.setNumThreads(1)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
+                      pin_memory=pin_memory, persistent_workers=workers > 0)
 
 
 def training_loaders(options):

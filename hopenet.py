@@ -49,8 +49,9 @@ def bin_index(angles):
 
     99 degrees, the upper end of the range, belongs to the last bin.
     """
-    bins = torch.floor((angles - MIN_ANGLE) / BIN_WIDTH)
-    return bins.long().clamp_(0, NUM_BINS - 1)
+    edges = torch.arange(NUM_BINS, device=angles.device) * BIN_WIDTH
+    bins = torch.bucketize(angles, edges + MIN_ANGLE, right=True) - 1
+    return bins.clamp_(0, NUM_BINS - 1)
 
 
 def decode(logits):

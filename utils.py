@@ -217,9 +217,8 @@ def read_checkpoint(path):
         raise WeightsError(f'{path}: no such checkpoint') from None
     # torch.load documents no list of errors: any is a file we cannot use.
     except Exception as error:
-        reason = str(error).strip().split('\n')[0] or type(error).__name__
         raise WeightsError(f'{path}: not a plain PyTorch checkpoint, or a '
-                           f'damaged one ({reason[:120]})') from None
+                           f'damaged one ({type(error).__name__})') from None
     if isinstance(content, dict) and 'model' not in content:
         # The official CBAM release wraps its weights in 'state_dict'.
         content = {'model': content.get('state_dict', content)}
@@ -380,10 +379,11 @@ def fit(model, loaders, optimizer, scheduler, options):
         train_loss = train_epoch(model, training, optimizer, options, epoch)
         scheduler.step()
         result = evaluate(model, validation, options, options.alpha)
-        mae = result.errors.mean()
+        mae = float(result.errors.mean())
         rows.append({'epoch': epoch, 'lr': lr, 'train_loss': train_loss,
                      'val_loss': result.loss,
-                     **dict(zip(AXES, result.errors.mean(0))), 'mae': mae})
+                     **dict(zip(AXES, result.errors.mean(0).tolist())),
+                     'mae': mae})
         print(f'epoch {epoch:3}  train loss {train_loss:9.3f}  validation '
               f'loss {result.loss:9.3f}  {angles_text(result.errors)}')
         checkpoint = {'network': model.config, 'model': model.state_dict(),
@@ -513,7 +513,7 @@ def save_pictures(folder, result, dataset, cube=False):
     Args:
         folder: where the pictures go, under the images' own names.
         result: an `Evaluation`.
-        dataset: has `path(index)` and `annotations.boxes`.
+        dataset: has `path(index)` and `annotations`.
         cube: see `hopenet.draw_pose`.
 
     Raises:

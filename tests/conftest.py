@@ -1,0 +1,53 @@
+"""What the tests share: the rendered sample, real pairs, and the scripts."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import sample_data
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE = 64  # pixels: of the crops, where a test trains
+
+
+def make_list(dataset, folder, output):
+    """Writes a folder's list with our own script; returns its path."""
+    done = run_script('filename_generator.py', '--dataset', dataset,
+                      '--dataset_path', folder, '--output', output)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def run_script(script, *options, **environment):
+    """Runs a script of the top level in a process of its own."""
+    return subprocess.run(
+        [sys.executable, ROOT / script, *map(str, options)],
+        capture_output=True, text=True, cwd=ROOT, timeout=600,
+        env={**os.environ, **environment})
+
+
+@pytest.fixture(scope='session')
+def sample(tmp_path_factory):
+    """A small rendered sample: 300W_LP/ (24 pairs), AFLW2000/ (9 pairs)."""
+    folder = tmp_path_factory.mktemp('sample')
+    sample_data.write_sample(folder, photographs=8, renderings=3, images=9)
+    for dataset in ('300W_LP', 'AFLW2000'):
+        make_list(dataset, folder / dataset,
+                  folder / dataset / 'filename_list.txt')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def real(tmp_path_factory):
+    """The folder of real pairs, and lists of both data sets' pairs in it."""
+    folder = os.environ.get('HEADPOSE_REAL_DATA')
+    if not folder:
+        pytest.skip('HEADPOSE_REAL_DATA names no folder of real pairs')
+    folder = Path(folder).resolve()
+    lists = tmp_path_factory.mktemp('lists')
+    return folder, {
+        dataset: make_list(dataset, folder / dataset,
+                           lists / f'{dataset}.txt')
+        for dataset in ('300W_LP', 'AFLW2000')}

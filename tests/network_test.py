@@ -1,0 +1,291 @@
+"""The networks and the method, against second implementations."""
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+from torchvision.models import resnet50, shufflenet_v2_x1_0
+
+import hopenet
+import shufflenet
+from cbam import CBAM
+from hopenet import AttNet, WeightsError
+from shufflenet import ShuffleNet
+
+ANGLES = st.floats(-99, 99, width=32)
+
+
+@pytest.fixture(scope='module')
+def attnet():
+    torch.manual_seed(0)
+    return AttNet()
+
+
+def features(model, images):
+    """Returns what a network hands to its heads."""
+    caught = []
+    hook = model.fc_yaw.register_forward_pre_hook(
+        lambda _, inputs: caught.append(inputs[0]))
+    with torch.no_grad():
+        model(images)
+    hook.remove()
+    return caught[0]
+
+
+@pytest.mark.parametrize('reference, own', [
+    (resnet50, lambda: AttNet('none')), (shufflenet_v2_x1_0, ShuffleNet)])
+def test_features_are_torchvisions(reference, own):
+    torch.manual_seed(0)
+    reference, own = reference(weights=None).eval(), own().eval()
+    own.load_pretrained(reference.state_dict())
+    reference.fc = torch.nn.Identity()
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        assert torch.equal(features(own, images), reference(images))
+
+
+def official_cbam(module, x):
+    """CBAM as its release computes it, with full-size pooling kernels."""
+    mlp = module.ChannelGate.mlp
+    size = x.shape[2:]
+    gate = sum(mlp(pool(x, size, stride=size))
+               for pool in (F.avg_pool2d, F.max_pool2d))
+    x = x * torch.sigmoid(gate)[:, :, None, None].expand_as(x)
+    pooled = torch.cat((torch.max(x, 1)[0].unsqueeze(1),
+                        torch.mean(x, 1).unsqueeze(1)), dim=1)
+    return x * torch.sigmoid(module.SpatialGate.spatial(pooled))
+
+
+def test_cbam_is_the_releases():
+    torch.manual_seed(0)
+    module = CBAM(64).eval()
+    torch.nn.init.ones_(module.SpatialGate.spatial.bn.weight)
+    x = torch.randn(2, 64, 7, 9)
+    torch.testing.assert_close(module(x), official_cbam(module, x))
+
+
+def test_fresh_spatial_gate_is_even():
+    module = CBAM(32).SpatialGate.eval()
+    x = torch.randn(1, 32, 5, 5)
+    torch.testing.assert_close(module(x), x / 2)
+
+
+def test_parameter_counts_are_the_documents(attnet):
+    def count(model):
+        return sum(p.numel() for p in model.parameters())
+    assert count(attnet) == 26_446_326
+    assert count(ShuffleNet()) == 1_456_554
+    # What the document counts beside: fc_finetune, an ImageNet classifier.
+    assert round((count(attnet) + 6_156) / 1e6, 1) == 26.5
+    assert round((count(ShuffleNet()) + 1_025_000) / 1e6, 1) == 2.5
+
+
+def test_key_names_are_the_releases(attnet):
+    keys = attnet.state_dict().keys() | ShuffleNet().state_dict().keys()
+    assert {'layer1.0.cbam.ChannelGate.mlp.1.weight',
+            'layer1.0.cbam.ChannelGate.mlp.3.bias',
+            'layer1.0.cbam.SpatialGate.spatial.conv.weight',
+            'layer4.2.cbam.SpatialGate.spatial.bn.running_mean',
+            'conv1.0.weight', 'stage2.0.branch1.0.weight',
+            'fc_yaw.weight', 'fc_pitch.bias', 'fc_roll.weight'} <= keys
+
+
+@pytest.mark.parametrize('size', [(32, 32), (97, 130), (224, 224)])
+@pytest.mark.parametrize('make', [AttNet, ShuffleNet])
+def test_any_size_and_batch(make, size):
+    model = make().eval()
+    for batch in (1, 3):
+        with torch.no_grad():
+            assert model(torch.randn(batch, 3, *size)).shape == (batch, 3, 66)
+
+
+@pytest.mark.parametrize('width', shufflenet.CHANNELS)
+def test_every_width_fits_its_imagenet_weights(width):
+    model = ShuffleNet(width)
+    weights = model.imagenet_weights
+    published = weights.meta['num_params'] - model.fc_yaw.in_features * 1000
+    heads = 3 * (model.fc_yaw.in_features + 1) * 66
+    count = sum(p.numel() for p in model.parameters())
+    assert count == published - 1000 + heads
+
+
+def test_unknown_variants_name_the_known():
+    with pytest.raises(ValueError, match='cbam, none'):
+        AttNet('se')
+    with pytest.raises(ValueError, match='0.5, 1.0, 1.5, 2.0'):
+        ShuffleNet(3.0)
+
+
+# -------------------------------------------------------- bins and the loss
+
+@given(ANGLES)
+def test_bins_are_hopenets(angle):
+    edges = np.arange(-99, 102, 3)
+    expected = min(np.digitize(angle, edges) - 1, 65)
+    assert hopenet.bin_index(torch.tensor(angle)) == expected
+
+
+def test_the_ends_of_the_range_have_bins():
+    ends = torch.tensor([-99.0, 99.0, 98.999])
+    assert hopenet.bin_index(ends).tolist() == [0, 65, 65]
+
+
+def test_decoding_of_a_certain_bin_is_its_lower_edge():
+    logits = 1e4 * torch.eye(66)  # softmax by hand overflowed here
+    expected = torch.arange(66) * 3.0 - 99
+    assert torch.equal(hopenet.decode(logits), expected)
+
+
+def naive_loss(logits, angles, alpha):
+    """HopeNet's training loop, axis by axis."""
+    index = torch.arange(66, dtype=torch.float32)
+    total = 0
+    for axis in range(3):
+        binned = torch.from_numpy(np.digitize(
+            angles[:, axis].numpy(), np.array(range(-99, 102, 3))) - 1)
+        cross_entropy = torch.nn.CrossEntropyLoss()(logits[:, axis], binned)
+        predicted = torch.sum(
+            F.softmax(logits[:, axis], 1) * index, 1) * 3 - 99
+        total += cross_entropy + alpha * torch.nn.MSELoss()(
+            predicted, angles[:, axis])
+    return total
+
+
+@pytest.mark.parametrize('alpha', [0, 1, 2])
+def test_loss_is_the_naive_one(alpha):
+    torch.manual_seed(1)
+    logits = torch.randn(7, 3, 66, requires_grad=True)
+    angles = torch.rand(7, 3) * 190 - 95
+    ours = hopenet.pose_loss(logits, angles, alpha).mean()
+    naive = naive_loss(logits, angles, alpha)
+    torch.testing.assert_close(ours, naive)
+    torch.testing.assert_close(torch.autograd.grad(ours, logits),
+                               torch.autograd.grad(naive, logits),
+                               rtol=1e-5, atol=1e-4)
+
+
+# ------------------------------------------------------------------- angles
+
+@given(ANGLES, ANGLES, ANGLES)
+def test_rotation_is_3ddfas(yaw, pitch, roll):
+    # 3DDFA: R = Rx Ry Rz, all of the inverse sense, in axes with y upwards.
+    upward = Rotation.from_euler('XYZ', [-pitch, -yaw, -roll],
+                                 degrees=True).as_matrix()
+    flip = np.diag([1, -1, 1])
+    np.testing.assert_allclose(hopenet.rotation_matrix([yaw, pitch, roll]),
+                               flip @ upward @ flip, atol=1e-9)
+
+
+@pytest.mark.parametrize('angles, where', [
+    ((60, 0, 0), (-1, 0)), ((-60, 0, 0), (1, 0)),
+    ((0, 60, 0), (0, -1)), ((0, -60, 0), (0, 1))])
+@pytest.mark.parametrize('cube', [False, True])
+def test_the_drawn_nose_points_where_the_angles_say(angles, where, cube):
+    image = np.zeros((200, 200, 3), np.uint8)
+    hopenet.draw_pose(image, angles, (100, 100), 60, cube)
+    # The nose's axis is blue; of a cube, the face's side is green.
+    face = np.argwhere(image[..., 1 if cube else 0] > 128).mean(0)[::-1] - 100
+    assert face @ where > 10 and abs(face @ where[::-1]) < 5
+
+
+def test_roll_is_clockwise():
+    down = hopenet.rotation_matrix([0, 0, 30])[:, 1]
+    assert down[0] < 0 < down[1]  # the chin goes left
+
+
+# ------------------------------------------------ pretrained weights, groups
+
+def trainable(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize('make', [AttNet, lambda: AttNet('none'), ShuffleNet])
+@pytest.mark.parametrize('pretrained', [False, True])
+def test_each_trained_parameter_is_in_one_group_once(make, pretrained):
+    model = make()
+    if pretrained:
+        model.load_pretrained(model.state_dict())
+    groups = model.parameter_groups(1e-5)
+    listed = [p for group in groups for p in group['params']]
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert len(listed) == len({id(p) for p in listed})
+    assert {names[id(p)] for p in listed} == trainable(model)
+    heads = {names[id(p)] for p in groups[1]['params']}
+    assert heads == {f'fc_{axis}.{kind}' for axis, kind in itertools.product(
+        ('yaw', 'pitch', 'roll'), ('weight', 'bias'))}
+    assert [group['lr'] for group in groups] == [1e-5, 5e-5]
+    frozen = set(names.values()) - trainable(model)
+    assert frozen == {name for name in names.values() if pretrained
+                      and name.split('.')[0] in model.stem}
+
+
+def test_a_resnet_file_leaves_only_attention_and_heads_fresh(attnet):
+    torch.manual_seed(0)
+    state = resnet50(weights=None).state_dict()
+    model = AttNet()
+    model.load_pretrained(state)
+    assert torch.equal(model.layer3[0].conv2.weight,
+                       state['layer3.0.conv2.weight'])
+    model.train()
+    model.freeze_statistics()
+    live = {name for name, module in model.named_modules()
+            if isinstance(module, torch.nn.BatchNorm2d) and module.training}
+    assert live == {f'layer{stage + 1}.{block}.cbam.SpatialGate.spatial.bn'
+                    for stage, blocks in enumerate((3, 4, 6, 3))
+                    for block in range(blocks)}
+
+
+def test_an_official_cbam_file_freezes_all_statistics(attnet):
+    state = {f'module.{key}': value for key, value
+             in attnet.state_dict().items() if not key.startswith('fc_')}
+    state['module.fc.weight'] = torch.zeros(1000, 2048)
+    model = AttNet()
+    model.load_pretrained(state)
+    model.train()
+    model.freeze_statistics()
+    assert not any(module.training for module in model.modules()
+                   if isinstance(module, torch.nn.BatchNorm2d))
+
+
+def test_a_fresh_network_has_live_statistics():
+    model = ShuffleNet().train()
+    model.freeze_statistics()
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize('spoil, message', [
+    (lambda s: s.pop('layer2.1.conv2.weight'),
+     r'1 missing \(layer2.1.conv2.weight\)'),
+    (lambda s: s.update(surprise=torch.zeros(1)),
+     r'1 unexpected \(surprise\)'),
+    (lambda s: s.update({'conv1.weight': torch.zeros(64, 1, 7, 7)}),
+     r'1 of another shape \(conv1.weight \(64, 1, 7, 7\)\)'),
+    (lambda s: s.pop('layer1.0.cbam.ChannelGate.mlp.1.bias'),
+     r'missing \(layer1.0.cbam.ChannelGate.mlp.1.bias\)')])
+def test_pretrained_weights_hold_no_surprise(attnet, spoil, message):
+    state = dict(attnet.state_dict())
+    spoil(state)
+    with pytest.raises(WeightsError, match=message):
+        AttNet().load_pretrained(state)
+
+
+def test_summaries_stand_beside_the_published(capsys):
+    hopenet.main()
+    shufflenet.main()
+    printed = capsys.readouterr().out
+    for figure in ('26,446,326', '26.5M', '23,913,734', '95.9 MB',
+                   '1,456,554', '2.5M', '11 MB'):
+        assert figure in printed
+
+
+def test_macs_are_torchvisions():
+    # torchvision publishes GMACs as `_ops`: 4.089 with its 2M classifier.
+    from torchvision.models import ResNet50_Weights
+    published = ResNet50_Weights.IMAGENET1K_V1.meta['_ops']
+    text = hopenet.summary(AttNet('none'), '', '')
+    macs = int(text.split('px')[1].split()[0].replace(',', ''))
+    assert abs(macs / 1e9 - published) < 0.003

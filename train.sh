@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Trains a network with the document's hyper-parameters; edit them here.
+#
+#     bash train.sh                              # ResNet-50 with CBAM
+#     bash train.sh shufflenet --batch_size 64   # options are passed on
+#
+# Without a data set in data/ it trains on a small rendered sample instead.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+gpu=0
+num_epochs=25
+batch_size=32
+lr=0.00001
+alpha=2
+
+network=attnet
+if [[ $# -gt 0 && $1 != -* ]]; then
+    network=$1
+    shift
+fi
+case $network in
+    attnet) checkpoint=resnet ;;
+    shufflenet) checkpoint=shufflenet ;;
+    *) echo "train.sh: '$network' is none of attnet, shufflenet" >&2; exit 2 ;;
+esac
+
+data=data/300W_LP
+[[ -d $data ]] || data=data/300W-LP
+if [[ -d $data ]]; then
+    exec python "train_$network.py" --gpu "$gpu" --num_epochs "$num_epochs" \
+        --batch_size "$batch_size" --lr "$lr" --dataset Pose_300W_LP \
+        --data_dir "$data" --filename_list "$data/filename_list.txt" \
+        --alpha "$alpha" --output "checkpoints/$checkpoint.pkl" "$@"
+fi
+
+# The sample: small pictures and a fresh start, so that it takes minutes. With
+# so few steps the squared error of untrained heads would drown the classes.
+python -m tests.sample_data data/sample
+exec python "train_$network.py" --gpu "$gpu" --num_epochs 12 \
+    --batch_size 16 --lr 0.0002 --lr_steps 10 --image_size 64 \
+    --pretrained none --alpha 0.1 --data_dir data/sample/300W_LP \
+    --output "checkpoints/sample/$checkpoint.pkl" "$@"
