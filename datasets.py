@@ -61,7 +61,8 @@ def read_mat(path):
             and pt2d.
     """
     try:
-        mat = scipy.io.loadmat(path, variable_names=('Pose_Para', 'pt2d'))
+        # All of it: asked for two fields, SciPy misses a truncated rest.
+        mat = scipy.io.loadmat(path)
         pose, pt2d = mat['Pose_Para'], mat['pt2d']
         pose = np.asarray(pose, np.float64).ravel()
         pt2d = np.asarray(pt2d, np.float64)

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import os
 import sys
+import warnings
 from typing import NamedTuple
 
 import cv2
@@ -95,7 +96,7 @@ def training_parser(description, output):
     add('--pretrained', default='imagenet', metavar='imagenet|none|FILE',
         help="torchvision's ImageNet weights (default), a fresh start, or a "
         "file of torchvision's or of the official CBAM release")
-    add('--image_size', type=number(int, 32), default=224, metavar='PIXELS')
+    add('--image_size', type=number(int, 64), default=224, metavar='PIXELS')
     add('--no_augment', dest='augment', action='store_false',
         help='train on the fixed crops of the test protocol')
     add('--split', choices=('photo', 'image'), default='photo',
@@ -116,7 +117,7 @@ def testing_parser(description, snapshot):
     add('--snapshot', default=snapshot, metavar='FILE',
         help='checkpoint of a training script, or a bare state dict of '
         f'HopeNet; default: {snapshot}')
-    add('--image_size', type=number(int, 32), metavar='PIXELS',
+    add('--image_size', type=number(int, 64), metavar='PIXELS',
         help='default: what the checkpoint was trained at, or 224')
     add('--predictions', metavar='FILE.csv',
         help='write name, predicted and true angles, a row an image')
@@ -212,7 +213,8 @@ def read_checkpoint(path):
         WeightsError: the file is missing, damaged, or no plain checkpoint.
     """
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings(action='ignore'):  # of odd pickles
+            content = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f'{path}: no such checkpoint') from None
     # torch.load documents no list of errors: any is a file we cannot use.

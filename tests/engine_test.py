@@ -1,0 +1,375 @@
+"""Training, testing and checkpoints, by what a user of the scripts sees."""
+import os
+import pickle
+import re
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import datasets
+import hopenet
+import test_attnet
+import test_shufflenet
+import train_attnet
+import train_shufflenet
+import utils
+from datasets import DataError
+from hopenet import AttNet, WeightsError
+from shufflenet import ShuffleNet
+from tests.conftest import SIZE
+
+TEST_LINE = re.compile(
+    r'^Test error in degrees of the model on the (\d+) test images\. '
+    r'Yaw: (\d+\.\d{4}), Pitch: (\d+\.\d{4}), Roll: (\d+\.\d{4}), '
+    r'MAE: (\d+\.\d{4})$', re.MULTILINE)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a script in this process: returns status, stdout, stderr."""
+    def call(script, *options):
+        capsys.readouterr()
+        try:
+            status = utils.command(
+                lambda: script.main([str(o) for o in options]), DataError)
+        except SystemExit as stop:  # argparse
+            status = stop.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+    return call
+
+
+@pytest.fixture(scope='session')
+def trained(sample, tmp_path_factory):
+    """A folder with the outputs of two epochs of train_shufflenet.py."""
+    folder = tmp_path_factory.mktemp('trained')
+    train_shufflenet.main([
+        '--gpu', '-1', '--data_dir', str(sample / '300W_LP'), '--workers',
+        '0', '--pretrained', 'none', '--image_size', str(SIZE),
+        '--num_epochs', '2', '--batch_size', '8', '--lr', '0.001',
+        '--output', str(folder / 'shufflenet.pkl')])
+    return folder
+
+
+def test_options(sample, snapshot, *more):
+    return ('--gpu', -1, '--data_dir', sample / 'AFLW2000', '--workers', 0,
+            '--snapshot', snapshot, *more)
+
+
+test_options.__test__ = False
+
+
+# ------------------------------------------------------------------ training
+
+def test_training_leaves_best_last_log_and_curves(trained):
+    assert sorted(os.listdir(trained)) == [
+        'shufflenet.pkl', 'shufflenet_curves.png', 'shufflenet_last.pkl',
+        'shufflenet_log.csv']
+    log = pd.read_csv(trained / 'shufflenet_log.csv')
+    assert log.epoch.tolist() == [1, 2]
+    assert {'lr', 'train_loss', 'val_loss', 'yaw', 'pitch', 'roll',
+            'mae'} <= set(log.columns)
+    best = torch.load(trained / 'shufflenet.pkl', weights_only=True)
+    assert best['validation']['mae'] == pytest.approx(log.mae.min())
+    last = torch.load(trained / 'shufflenet_last.pkl', weights_only=True)
+    assert last['epoch'] == 2 and 'optimizer' in last
+    assert cv2.imread(str(trained / 'shufflenet_curves.png')) is not None
+
+
+def test_a_checkpoint_gives_the_error_that_the_log_says(trained, sample):
+    model, content = utils.load_network(trained / 'shufflenet.pkl',
+                                        ShuffleNet)
+    options = SimpleNamespace(**content['options'])
+    _, validation = datasets.training_loaders(options)
+    result = utils.evaluate(model, validation, options, options.alpha)
+    assert result.errors.mean() == pytest.approx(
+        content['validation']['mae'], abs=1e-4)
+    assert result.loss == pytest.approx(content['validation']['val_loss'],
+                                        rel=1e-4)
+
+
+@pytest.mark.parametrize('script, options', [
+    (train_attnet, ['--attention', 'none']), (train_attnet, []),
+    (train_shufflenet, ['--width', '0.5'])])
+def test_one_epoch_on_real_pairs(real, run, tmp_path, script, options):
+    folder, lists = real
+    status, out, err = run(
+        script, '--gpu', -1, '--data_dir', folder / '300W_LP',
+        '--filename_list', lists['300W_LP'], '--pretrained', 'none',
+        '--image_size', SIZE, '--num_epochs', 1, '--batch_size', 16,
+        '--output', tmp_path / 'x.pkl', *options)
+    assert status == 0, err
+    assert 'Always the training median' in out
+    assert (tmp_path / 'x.pkl').is_file()
+
+
+def pairs_to_overfit(request, sample):
+    """Eight images: real ones where they are, rendered ones elsewhere."""
+    if os.environ.get('HEADPOSE_REAL_DATA'):
+        folder, lists = request.getfixturevalue('real')
+        return folder / '300W_LP', lists['300W_LP']
+    return sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt'
+
+
+def test_eight_images_are_learnt_by_heart(request, sample):
+    folder, filename_list = pairs_to_overfit(request, sample)
+    annotations = datasets.read_annotations(folder, filename_list)
+    chosen = np.linspace(0, len(annotations.names) - 1, 8).astype(int)
+    loader = datasets.make_loader(
+        datasets.PoseDataset(folder, annotations, SIZE),
+        datasets.Batches(chosen, 8))
+    torch.manual_seed(0)
+    model = ShuffleNet()
+    optimizer = torch.optim.Adam(model.parameter_groups(1e-3, 1))
+    options = SimpleNamespace(device='cpu', alpha=0.5)
+    for epoch in range(120):
+        if epoch == 90:
+            optimizer.param_groups[0]['lr'] = 1e-4
+            optimizer.param_groups[1]['lr'] = 1e-4
+        utils.train_epoch(model, loader, optimizer, options, epoch)
+    result = utils.evaluate(model, loader, options)
+    assert len(result.errors) == 8
+    assert result.errors.mean() < 3
+
+
+def test_batch_norms_are_live_again_after_validation(sample):
+    model = ShuffleNet(0.5)
+    annotations = datasets.read_annotations(
+        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt')
+    loader = datasets.make_loader(
+        datasets.PoseDataset(sample / '300W_LP', annotations, 32),
+        datasets.Batches(range(24), 24))
+    options = SimpleNamespace(device='cpu', alpha=2)
+    optimizer = torch.optim.SGD(model.parameter_groups(0.0))
+    for epoch in (1, 2):
+        before = model.conv5[1].running_mean.clone()
+        utils.train_epoch(model, loader, optimizer, options, epoch)
+        assert not torch.equal(before, model.conv5[1].running_mean)
+        utils.evaluate(model, loader, options)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(sample, run, tmp_path):
+    status, _, err = run(
+        train_shufflenet, '--gpu', -1, '--data_dir', sample / '300W_LP',
+        '--pretrained', 'none', '--image_size', SIZE, '--batch_size', 4,
+        '--workers', 0, '--lr', '1e30', '--output', tmp_path / 'x.pkl')
+    assert status == 1
+    assert re.match(r'epoch 1, step \d+: the loss is (nan|inf)', err)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--dataset', 'BIWI'], "'BIWI' is none of AFLW2000,"),
+    (['--batch_size', '0'], 'int of at least 1'),
+    (['--lr', 'nan'], 'float of at least 0'),
+    (['--split', 'none'], 'photo'), (['--num_epochs', 'x'], 'num_epochs')])
+def test_wrong_usage_ends_with_status_2(run, options, message):
+    status, _, err = run(train_attnet, *options)
+    assert status == 2 and message in err
+
+
+def test_no_cuda_device_is_said(run, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip('this machine has a CUDA device')
+    status, out, err = run(train_attnet, '--gpu', 0, '--data_dir', tmp_path)
+    assert 'no CUDA device here, running on the CPU' in out
+    assert status == 1 and 'filename_list.txt' in err
+
+
+# ---------------------------------------------------------------- pretrained
+
+def test_offline_says_where_to_put_the_file():
+    def unreachable(**_):
+        raise URLError('no route')
+    weights = SimpleNamespace(url='https://host/resnet50-0676ba61.pth',
+                              get_state_dict=unreachable)
+    with pytest.raises(WeightsError) as caught:
+        utils.download(weights)
+    message = str(caught.value)
+    assert '\n' not in message
+    for part in (weights.url, 'checkpoints/resnet50-0676ba61.pth',
+                 '--pretrained FILE', '--pretrained none'):
+        assert part in message
+
+
+def test_pretrained_accepts_the_cbam_releases_file(tmp_path):
+    state = {f'module.{key}': value for key, value
+             in AttNet().state_dict().items() if not key.startswith('fc_')}
+    state['module.fc.weight'] = torch.zeros(1000, 2048)
+    torch.save({'epoch': 90, 'arch': 'resnet50', 'best_prec1': 77.3,
+                'state_dict': state}, tmp_path / 'cbam.pth')
+    model = AttNet()
+    utils.load_pretrained(model, tmp_path / 'cbam.pth')
+    assert torch.equal(model.conv1.weight, state['module.conv1.weight'])
+    with pytest.raises(WeightsError, match='cbam.pth: .*ResNet-50'):
+        utils.load_pretrained(AttNet('none'), tmp_path / 'cbam.pth')
+
+
+# ------------------------------------------------------------------- testing
+
+def test_the_test_line_table_and_files(trained, sample, run, tmp_path,
+                                       monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(test_shufflenet, *test_options(
+        sample, trained / 'shufflenet.pkl', '--save_viz', '--predictions',
+        'out/p.csv'))
+    assert status == 0, err
+    count, *figures = TEST_LINE.search(out).groups()
+    assert count == '9'
+    table = pd.read_csv('out/p.csv')
+    assert table.columns.tolist() == ['name', 'yaw', 'pitch', 'roll',
+                                      'yaw_true', 'pitch_true', 'roll_true']
+    errors = [np.abs(table[axis] - table[axis + '_true']).mean()
+              for axis in hopenet.AXES]
+    assert [float(f) for f in figures] == pytest.approx(
+        [*errors, np.mean(errors)], abs=2e-4)
+    counts = [int(line.split()[1]) for line in out.splitlines()
+              if re.match(r' *\d+-\d+ ', line)]
+    assert len(counts) == 3 and sum(counts) == 9
+    for name in table.name:
+        assert cv2.imread(f'output/images/{name}.jpg').shape == (450, 450, 3)
+
+
+def test_the_order_and_size_of_batches_do_not_change_the_result(
+        trained, sample, run):
+    lines = {TEST_LINE.search(run(test_shufflenet, *test_options(
+        sample, trained / 'shufflenet.pkl', '--batch_size', size,
+        '--workers', workers))[1]).group() for size, workers in (
+            (1, 0), (4, 2), (32, 0))}
+    assert len(lines) == 1
+
+
+def test_a_collapsed_model_is_called_one(sample, run, tmp_path):
+    torch.save(ShuffleNet().state_dict(), tmp_path / 'fresh.pkl')
+    _, out, _ = run(test_shufflenet, *test_options(
+        sample, tmp_path / 'fresh.pkl', '--image_size', SIZE))
+    assert 'Warning' in out and 'collapsed' in out
+
+
+def test_pictures_that_cannot_be_written_fail_loudly(trained, sample, run,
+                                                     tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'output').write_text('a file where a folder should be')
+    status, _, err = run(test_shufflenet, *test_options(
+        sample, trained / 'shufflenet.pkl', '--save_viz', '--cube'))
+    assert status == 1 and 'output/images/' in err and 'written' in err
+
+
+@pytest.mark.parametrize('landmarks, mae', [('visible', 3.75),
+                                            ('raw', 13.45)])
+def test_third_party_weights_have_their_known_error(real, run, landmarks,
+                                                    mae):
+    folder, lists = real
+    snapshot = folder.parent / 'weights' / 'hopenet_lite_shufflenetv2.pkl'
+    status, out, err = run(
+        test_shufflenet, '--gpu', -1, '--dataset', 'AFLW2000', '--data_dir',
+        folder / 'AFLW2000', '--filename_list', lists['AFLW2000'],
+        '--snapshot', snapshot, '--landmarks', landmarks)
+    assert status == 0, err
+    count, *_, measured = TEST_LINE.search(out).groups()
+    assert count == '30' and float(measured) == pytest.approx(mae, abs=0.05)
+
+
+# --------------------------------------------------------------- checkpoints
+
+def test_bare_state_dicts_of_old_releases(sample, run, tmp_path, trained):
+    content = torch.load(trained / 'shufflenet.pkl', weights_only=True)
+    state = {f'module.{key}': value for key, value
+             in content['model'].items()
+             if not key.endswith('num_batches_tracked')}
+    for name, shape in (('fc_finetune', (3, 1027)), ('fc', (1000, 1024))):
+        state[f'module.{name}.weight'] = torch.zeros(shape)
+        state[f'module.{name}.bias'] = torch.zeros(shape[0])
+    torch.save(state, tmp_path / 'old.pkl')
+    ours, old = (run(test_shufflenet, *test_options(
+        sample, path, '--image_size', SIZE))[1]
+        for path in (trained / 'shufflenet.pkl', tmp_path / 'old.pkl'))
+    assert 'dropped 4 tensors' in old and 'fc_finetune' in old
+    assert TEST_LINE.search(ours).group() == TEST_LINE.search(old).group()
+
+
+@pytest.mark.parametrize('attention', ['cbam', 'none'])
+def test_the_network_comes_from_the_checkpoint(tmp_path, attention):
+    model = AttNet(attention)
+    torch.save(model.state_dict(), tmp_path / 'x.pkl')
+    loaded, _ = utils.load_network(tmp_path / 'x.pkl', AttNet)
+    assert loaded.config == model.config
+    torch.save(ShuffleNet(1.5).state_dict(), tmp_path / 'x.pkl')
+    loaded, _ = utils.load_network(tmp_path / 'x.pkl', ShuffleNet)
+    assert loaded.config['width'] == 1.5
+
+
+class Trap:
+    """An object whose unpickling would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def bad_snapshots(folder, trained):
+    """Writes files that are no snapshot of AttNet, and what is said."""
+    good = (trained / 'shufflenet.pkl').read_bytes()
+    (folder / 'truncated.pkl').write_bytes(good[:len(good) // 2])
+    (folder / 'text.pkl').write_text('not a checkpoint')
+    (folder / 'empty.pkl').write_bytes(b'')
+    (folder / 'trap.pkl').write_bytes(pickle.dumps(
+        {'model': Trap(str(folder / 'trapped'))}))
+    torch.save([1, 2], folder / 'list.pkl')
+    torch.save({'model': {'epoch': 3}}, folder / 'numbers.pkl')
+    state = AttNet('none').state_dict()
+    del state['layer2.0.conv1.weight']
+    torch.save(state, folder / 'partial.pkl')
+    return {'truncated': 'damaged', 'text': 'damaged', 'empty': 'damaged',
+            'trap': 'not a plain', 'list': 'no state dict',
+            'numbers': 'no state dict', 'missing': 'no such checkpoint',
+            'partial': r'1 missing \(layer2.0.conv1.weight\)'}
+
+
+def test_a_bad_snapshot_is_one_clear_line(trained, sample, run, tmp_path):
+    for name, message in bad_snapshots(tmp_path, trained).items():
+        path = tmp_path / f'{name}.pkl'
+        status, _, err = run(test_attnet, *test_options(sample, path))
+        assert status == 1 and err.count('\n') == 1, err
+        assert err.startswith(str(path)) and re.search(message, err), err
+    assert not (tmp_path / 'trapped').exists()
+
+
+def test_a_snapshot_of_the_other_network(trained, sample, run, tmp_path):
+    status, _, err = run(test_attnet, *test_options(
+        sample, trained / 'shufflenet.pkl'))
+    assert status == 1 and 'not weights of ResNet-50' in err
+    torch.save(AttNet('none').state_dict(), tmp_path / 'resnet.pkl')
+    status, _, err = run(test_shufflenet, *test_options(
+        sample, tmp_path / 'resnet.pkl'))
+    assert status == 1 and 'not weights of ShuffleNetV2' in err
+
+
+def test_an_error_in_a_worker_is_one_line_too(trained, sample, run, tmp_path):
+    import shutil
+    shutil.copytree(sample / 'AFLW2000', tmp_path / 'AFLW2000')
+    path = tmp_path / 'AFLW2000' / 'image00005.jpg'
+    path.write_bytes(path.read_bytes()[:5000])
+    for workers in (0, 2):
+        status, _, err = run(test_shufflenet, *test_options(
+            tmp_path, trained / 'shufflenet.pkl', '--workers', workers))
+        assert status == 1 and err.count('\n') == 1
+        assert err.startswith(str(path))
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / 'x.csv'
+    path.write_text('old')
+    with pytest.raises(utils.RunError, match='x.csv: cannot be written'):
+        with utils.atomic(str(path)) as temporary:
+            with open(temporary, 'w') as file:
+                file.write('half')
+            raise OSError('no space left')
+    assert path.read_text() == 'old' and os.listdir(tmp_path) == ['x.csv']

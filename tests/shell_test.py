@@ -1,0 +1,116 @@
+"""train.sh, test.sh and the document's own command lines, as typed."""
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import utils
+from tests.conftest import ROOT, SIZE, run_script
+
+QUICK = ['--num_epochs', '1', '--image_size', str(SIZE), '--workers', '0']
+
+
+@pytest.fixture(scope='module')
+def clone(sample, tmp_path_factory):
+    """A copy of the scripts whose data/ has nothing but the sample."""
+    folder = tmp_path_factory.mktemp('clone')
+    for path in (*ROOT.glob('*.py'), *ROOT.glob('*.sh')):
+        shutil.copy(path, folder)
+    shutil.copytree(ROOT / 'tests', folder / 'tests')
+    shutil.copytree(sample, folder / 'data' / 'sample')
+    return folder
+
+
+def shell(folder, command):
+    """Runs a command line as typed, with this Python as `python`."""
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']
+    return subprocess.run(command, shell=True, cwd=folder, text=True,
+                          capture_output=True, timeout=600,
+                          env={**os.environ, 'PATH': path})
+
+
+def test_the_shell_scripts_carry_the_defaults():
+    parser = utils.training_parser('', 'x.pkl')
+    script = (ROOT / 'train.sh').read_text()
+    assigned = dict(re.findall(r'^(\w+)=([\d.]+)$', script, re.MULTILINE))
+    assert set(assigned) == {'gpu', 'num_epochs', 'batch_size', 'lr', 'alpha'}
+    for name, value in assigned.items():
+        assert float(value) == parser.get_default(name), name
+    parser = utils.testing_parser('', 'x.pkl')
+    script = (ROOT / 'test.sh').read_text()
+    for name, value in re.findall(r'^(\w+)=(\d+)$', script, re.MULTILINE):
+        assert int(value) == parser.get_default(name), name
+
+
+def test_the_recipe_is_the_documents():
+    parser = utils.training_parser('', 'x.pkl')
+    for name, value in {'num_epochs': 25, 'batch_size': 32, 'lr': 1e-5,
+                        'alpha': 2, 'lr_steps': [8, 18], 'image_size': 224,
+                        'pretrained': 'imagenet', 'split': 'photo',
+                        'augment': True, 'landmarks': 'visible'}.items():
+        assert parser.get_default(name) == value, name
+
+
+def test_without_data_both_scripts_use_the_sample_and_say_so(clone):
+    done = shell(clone, 'bash train.sh shufflenet ' + shlex.join(QUICK))
+    assert done.returncode == 0, done.stderr
+    assert 'No data set in data/' in done.stdout
+    assert 'Always the training median' in done.stdout
+    assert os.listdir(clone / 'checkpoints') == ['sample']
+    done = shell(clone, 'bash test.sh shufflenet')
+    assert done.returncode == 0, done.stderr
+    assert 'No data set in data/' in done.stdout
+    assert 'on the 9 test images.' in done.stdout
+
+
+@pytest.mark.parametrize('script', ['train.sh', 'test.sh'])
+def test_an_unknown_network_is_refused(clone, script):
+    done = shell(clone, f'bash {script} mobilenet')
+    assert done.returncode == 2
+    assert "'mobilenet' is none of attnet, shufflenet" in done.stderr
+
+
+def test_the_documents_commands(clone, sample, tmp_path):
+    """With data sets in place, every line of the document runs as it is."""
+    shutil.copytree(clone, tmp_path / 'clone')
+    folder = tmp_path / 'clone'
+    shutil.copytree(sample / 'AFLW2000', folder / 'data' / 'AFLW2000')
+    shutil.copytree(sample / '300W_LP', folder / 'data' / '300W-LP')
+    quick = shlex.join(QUICK)
+    for command in (
+            'python filename_generator.py --dataset AFLW2000',
+            'python filename_generator.py --dataset 300W-LP '
+            '--dataset_path ./data/300W-LP',
+            f'bash train.sh shufflenet --pretrained none {quick}',
+            'mv data/300W-LP data/300W_LP',
+            'python train_attnet.py --gpu 0 --num_epochs 25 --batch_size 32 '
+            '--lr 0.00001 --dataset Pose_300W_LP --data_dir ./data/300W_LP/ '
+            '--filename_list ./data/300W_LP/filename_list.txt --alpha 2 '
+            f'--pretrained none {quick}',
+            'bash test.sh',
+            'bash test.sh shufflenet',
+            'python test_attnet.py --gpu 0 --dataset AFLW2000 --batch_size 32'
+            ' --data_dir ./data/AFLW2000/ --filename_list '
+            './data/AFLW2000/filename_list.txt --snapshot '
+            './checkpoints/resnet.pkl'):
+        done = shell(folder, command)
+        assert done.returncode == 0, (command, done.stderr)
+        assert 'No data set' not in done.stdout
+        if 'test' in command.split()[1]:
+            assert 'on the 9 test images. Yaw: ' in done.stdout
+    assert {'resnet.pkl', 'shufflenet.pkl'} <= set(
+        os.listdir(folder / 'checkpoints'))
+
+
+def test_a_script_ends_with_its_status(tmp_path):
+    done = run_script('test_attnet.py', '--snapshot', tmp_path / 'none.pkl')
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+    done = run_script('train_attnet.py', '--alpha', 'two')
+    assert done.returncode == 2
+    done = run_script('filename_generator.py', '--dataset', 'AFLW2000',
+                      '--dataset_path', tmp_path / 'none')
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
