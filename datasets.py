@@ -6,6 +6,7 @@ tensor (3, size, size), RGB; it becomes a network's float input on the device
 """
 import os
 import re
+import signal
 from typing import NamedTuple
 
 import cv2
@@ -146,8 +147,7 @@ def read_annotations(data_dir, filename_list, landmarks='visible'):
         raise DataError(f'{data_dir}: no such data folder')
     names = read_list(filename_list)
     angles, boxes = np.empty((len(names), 3)), np.empty((len(names), 4))
-    bar = tqdm(names, desc='reading .mat files', disable=None,
-               leave=False)
+    bar = tqdm(names, 'reading .mat files', leave=False, disable=None)
     for row, name in enumerate(bar):
         path = os.path.join(data_dir, name)
         if not os.path.isfile(path + '.jpg'):
@@ -356,22 +356,42 @@ class PoseDataset:
 class Batches:
     """Yields lists of (epoch, index), the keys of `PoseDataset`.
 
+    Several processes share each batch: its size is that of all their parts.
+    No image is given twice, and none is left out, but for one case: at the
+    end of a training epoch, a batch with fewer images than processes.
+
     Args:
         indices: the images to go through.
-        batch_size: the last batch has what is left.
-        shuffle: a new order each epoch, a function of (seed, epoch).
+        batch_size: of all processes; the last batch has what is left.
+        shuffle: training: a new order each epoch, of (seed, epoch) alone.
         seed: of the order.
+        rank: of this process.
+        world: the number of processes.
     """
 
-    def __init__(self, indices, batch_size, shuffle=False, seed=0):
+    def __init__(self, indices, batch_size, shuffle=False, seed=0, rank=0,
+                 world=1):
         self.indices = torch.as_tensor(indices)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.rank = rank
+        self.world = world
         self.epoch = 0
 
+    def sizes(self):
+        """Returns the number of images of each batch, in all processes."""
+        return [len(batch) for batch in self._split(self.indices)]
+
+    def _split(self, order):
+        # In training every process must have a part, to take each step; in
+        # evaluation those without simply do nothing.
+        least = self.world if self.shuffle else self.rank + 1
+        return [batch for batch in order.split(self.batch_size)
+                if len(batch) >= least]
+
     def __len__(self):
-        return -(-len(self.indices) // self.batch_size)
+        return len(self._split(self.indices))
 
     def __iter__(self):
         order = self.indices
@@ -379,8 +399,9 @@ class Batches:
             generator = torch.Generator().manual_seed(
                 self.seed * 1_000_003 + self.epoch)
             order = order[torch.randperm(len(order), generator=generator)]
-        for batch in order.split(self.batch_size):
-            yield [(self.epoch, index) for index in batch.tolist()]
+        for batch in self._split(order):
+            yield [(self.epoch, index)
+                   for index in batch[self.rank::self.world].tolist()]
 
 
 def photograph(name):
@@ -439,7 +460,13 @@ def make_loader(dataset, batches, workers=0, pin_memory=False):
     # the workers are forked: in a copy of the process, ending them hangs.
     cv2.setNumThreads(1)
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
-                      pin_memory=pin_memory, persistent_workers=workers > 0)
+                      pin_memory=pin_memory, persistent_workers=workers > 0,
+                      worker_init_fn=start_worker)
+
+
+def start_worker(_):
+    """Leaves Ctrl-C, which reaches workers too, to the process in charge."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def training_loaders(options):
@@ -457,7 +484,8 @@ def training_loaders(options):
     val_set = PoseDataset(options.data_dir, annotations, options.image_size)
     return tuple(
         make_loader(dataset, Batches(indices, options.batch_size, shuffle,
-                                     options.seed),
+                                     options.seed, options.rank,
+                                     options.world),
                     options.workers, options.pin_memory)
         for dataset, indices, shuffle in (
             (train_set, training, True), (val_set, validation, False)))
@@ -468,6 +496,6 @@ def evaluation_loader(options):
     annotations = read_annotations(options.data_dir, options.filename_list,
                                    options.landmarks)
     dataset = PoseDataset(options.data_dir, annotations, options.image_size)
-    return make_loader(dataset, Batches(range(len(dataset)),
-                                        options.batch_size),
-                       options.workers, options.pin_memory)
+    batches = Batches(range(len(dataset)), options.batch_size,
+                      rank=options.rank, world=options.world)
+    return make_loader(dataset, batches, options.workers, options.pin_memory)

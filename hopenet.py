@@ -9,11 +9,14 @@ Angles are in degrees, in the order yaw, pitch, roll, with the signs of
 300W-LP: positive yaw turns the face towards the left of the image, positive
 pitch lifts the chin, positive roll tilts the head clockwise as we see it.
 """
+import contextlib
+
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
@@ -25,6 +28,7 @@ NUM_BINS = 66
 BIN_WIDTH = 3.0     # degrees
 MIN_ANGLE = -99.0   # degrees, the lower edge of bin 0
 HEADS = tuple(f'fc_{axis}' for axis in AXES)
+HEAD_FACTOR = 5     # HopeNet trains the fresh heads at 5 times the base rate
 
 # ImageNet's statistics, in the units of 8-bit pixels.
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -160,10 +164,18 @@ class PoseNetwork(nn.Module):
         config: plain dict that rebuilds the network (see a checkpoint).
         pretrained_norms: names of the batch norms whose statistics came with
             pretrained weights and stay as they are.
+        checkpoint_activations: compute each block twice instead of keeping
+            what happens inside for the backward pass.
+        published_factors: what the released code did by accident: parts of
+            parameter names, and how often its Adam stepped each in a batch.
+        published_untrained: and the heads that it never trained.
     """
 
     stem = ()
     title = ''
+    checkpoint_activations = False
+    published_factors = ()
+    published_untrained = ()
 
     def add_heads(self, features, config):
         """Replaces the ImageNet classifier by one of 66 bins for each axis."""
@@ -194,12 +206,10 @@ class PoseNetwork(nn.Module):
         fresh = [key for key in self.state_dict() if key.startswith(HEADS)
                  or ('.cbam.' in key and not has_attention)]
         load_exactly(self, state, fresh)
-        self.pretrained_norms = [
+        self.freeze_pretrained([
             name for name, module in self.named_modules()
             if isinstance(module, nn.BatchNorm2d)
-            and f'{name}.running_mean' in state]
-        for name in self.stem:
-            self.get_submodule(name).requires_grad_(False)
+            and f'{name}.running_mean' in state])
 
     def freeze_statistics(self):
         """Puts pretrained batch norms into eval mode; call after train().
@@ -210,18 +220,57 @@ class PoseNetwork(nn.Module):
         for name in self.pretrained_norms:
             self.get_submodule(name).eval()
 
-    def parameter_groups(self, lr, head_factor=5):
+    def freeze_pretrained(self, norms):
+        """Freezes the stem, and the statistics of the named batch norms."""
+        self.pretrained_norms = norms
+        for name in self.stem if norms else ():
+            self.get_submodule(name).requires_grad_(False)
+
+    def parameter_groups(self, lr, as_published=False):
         """Returns Adam's groups: the trained backbone, and faster heads.
 
-        HopeNet's recipe gives the fresh heads five times the base rate.
         Every parameter that is not frozen is in exactly one group.
+
+        Args:
+            lr: base learning rate.
+            as_published: multiply each rate by how often the released code
+                stepped the parameter, and freeze the heads it left out.
         """
-        body, heads = [], []
+        groups = {}
         for name, parameter in self.named_parameters():
+            factor = HEAD_FACTOR if name.startswith(HEADS) else 1
+            if as_published:
+                factor *= next((times for part, times
+                                in self.published_factors if part in name), 1)
+                if name.startswith(self.published_untrained):
+                    parameter.requires_grad_(False)
             if parameter.requires_grad:
-                (heads if name.startswith(HEADS) else body).append(parameter)
-        return [{'params': body, 'lr': lr},
-                {'params': heads, 'lr': lr * head_factor}]
+                groups.setdefault(factor, []).append(parameter)
+        return [{'params': parameters, 'lr': lr * factor}
+                for factor, parameters in sorted(groups.items())]
+
+    def run(self, block, x):
+        """Applies a block, keeping its activations or not."""
+        if not (self.checkpoint_activations and torch.is_grad_enabled()):
+            return block(x)
+        return checkpoint(
+            block, x, use_reentrant=False, preserve_rng_state=False,
+            context_fn=lambda: (contextlib.nullcontext(),
+                                same_statistics(block)))
+
+
+@contextlib.contextmanager
+def same_statistics(module):
+    """Lets batch norms work without counting: a second look at a batch."""
+    norms = [norm for norm in module.modules()
+             if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 class CBAMBottleneck(Bottleneck):
@@ -250,6 +299,7 @@ class AttNet(PoseNetwork, ResNet):
 
     stem = ('conv1', 'bn1')
     title = 'ResNet-50'
+    published_factors = (('.cbam.', 6), ('.downsample.', 4), ('layer', 3))
 
     def __init__(self, attention='cbam'):
         blocks = {'cbam': CBAMBottleneck, 'none': Bottleneck}
@@ -280,7 +330,9 @@ class AttNet(PoseNetwork, ResNet):
     def forward(self, x):
         """Maps (N, 3, H, W) to logits (N, 3, 66)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in layer:
+                x = self.run(block, x)
         return self.logits(self.avgpool(x).flatten(1))
 
 

@@ -24,6 +24,9 @@ class ShuffleNet(PoseNetwork, ShuffleNetV2):
 
     stem = ('conv1',)
     title = 'ShuffleNetV2'
+    # Its list of heads had the yaw head twice and the roll head never.
+    published_factors = (('stage', 4), ('conv5', 2), ('fc_yaw', 2))
+    published_untrained = ('fc_roll',)
 
     def __init__(self, width=1.0):
         if width not in CHANNELS:
@@ -57,8 +60,10 @@ class ShuffleNet(PoseNetwork, ShuffleNetV2):
     def forward(self, x):
         """Maps (N, 3, H, W) to logits (N, 3, 66)."""
         x = self.maxpool(self.conv1(x))
-        x = self.conv5(self.stage4(self.stage3(self.stage2(x))))
-        return self.logits(x.mean((2, 3)))
+        for stage in (self.stage2, self.stage3, self.stage4):
+            for block in stage:
+                x = self.run(block, x)
+        return self.logits(self.run(self.conv5, x).mean((2, 3)))
 
 
 def main():

@@ -3,6 +3,7 @@
 #
 #     bash train.sh                              # ResNet-50 with CBAM
 #     bash train.sh shufflenet --batch_size 64   # options are passed on
+#     NPROC=4 bash train.sh                      # on 4 GPUs of this machine
 #
 # Without a data set in data/ it trains on a small rendered sample instead.
 set -euo pipefail
@@ -25,10 +26,15 @@ case $network in
     *) echo "train.sh: '$network' is none of attnet, shufflenet" >&2; exit 2 ;;
 esac
 
+launch=python
+if [[ ${NPROC:-1} != 1 ]]; then
+    launch="torchrun --standalone --nproc_per_node $NPROC"
+fi
+
 data=data/300W_LP
 [[ -d $data ]] || data=data/300W-LP
 if [[ -d $data ]]; then
-    exec python "train_$network.py" --gpu "$gpu" --num_epochs "$num_epochs" \
+    exec $launch "train_$network.py" --gpu "$gpu" --num_epochs "$num_epochs" \
         --batch_size "$batch_size" --lr "$lr" --dataset Pose_300W_LP \
         --data_dir "$data" --filename_list "$data/filename_list.txt" \
         --alpha "$alpha" --output "checkpoints/$checkpoint.pkl" "$@"
@@ -37,7 +43,7 @@ fi
 # The sample: small pictures and a fresh start, so that it takes minutes. With
 # so few steps the squared error of untrained heads would drown the classes.
 python -m tests.sample_data data/sample
-exec python "train_$network.py" --gpu "$gpu" --num_epochs 12 \
+exec $launch "train_$network.py" --gpu "$gpu" --num_epochs 12 \
     --batch_size 16 --lr 0.0002 --lr_steps 10 --image_size 64 \
     --pretrained none --alpha 0.1 --data_dir data/sample/300W_LP \
     --output "checkpoints/sample/$checkpoint.pkl" "$@"

@@ -22,11 +22,11 @@ def main(argv=None):
     options = utils.parse(parser, argv, DATASETS)
     loaders = training_loaders(options)
     model = AttNet(options.attention)
-    utils.load_pretrained(model, options.pretrained)
+    resumed = utils.initial_weights(model, options)
     model.to(options.device)
-    optimizer = Adam(model.parameter_groups(options.lr))
+    optimizer = Adam(model.parameter_groups(options.lr, options.as_published))
     scheduler = MultiStepLR(optimizer, options.lr_steps, gamma=0.1)
-    utils.fit(model, loaders, optimizer, scheduler, options)
+    utils.fit(model, loaders, optimizer, scheduler, options, resumed)
 
 
 if __name__ == '__main__':

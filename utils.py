@@ -1,12 +1,21 @@
-"""The engine: options, devices, one epoch, evaluation, checkpoints, fit.
+"""The engine: options, processes, one epoch, evaluation, checkpoints, fit.
 
 It knows neither a data set nor a network: a script hands it a
 `hopenet.PoseNetwork` and loaders of (images, angles, indices) batches.
 """
 import argparse
 import contextlib
+import datetime
+import functools
+import hashlib
+import json
 import os
+import platform
+import shlex
+import signal
+import subprocess
 import sys
+import time
 import warnings
 from typing import NamedTuple
 
@@ -14,7 +23,10 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+import torchvision
 from matplotlib.figure import Figure
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from hopenet import (AXES, WeightsError, decode, draw_pose, load_exactly,
@@ -22,10 +34,24 @@ from hopenet import (AXES, WeightsError, decode, draw_pose, load_exactly,
 
 CHECK_EVERY = 50  # steps between two looks at the losses on the device
 YAW_RANGES = ((0, 30), (30, 60), (60, 90))
+AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+# Options that may differ when a run is resumed: they do not change it, or
+# (epochs, patience) only how long it goes on.
+FREE_OPTIONS = {'gpu', 'workers', 'output', 'resume', 'override', 'dataset',
+                'data_dir', 'filename_list', 'num_epochs', 'patience'}
+DERIVED = {'device', 'pin_memory', 'rank', 'world'}
 
 
 class RunError(Exception):
     """A run that cannot go on; the message says why and what to do."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, by the signal in `number`."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number = number
 
 
 class Evaluation(NamedTuple):
@@ -106,7 +132,38 @@ def training_parser(description, output):
         help='of initial weights, order and augmentation')
     add('--output', default=output, metavar='FILE',
         help=f'best checkpoint; others are named after it; default: {output}')
+    add_run_options(parser.add_argument_group('long runs'))
+    add_cost_options(parser.add_argument_group('memory and speed'))
     return parser
+
+
+def add_run_options(group):
+    """Adds the options of long runs."""
+    add = group.add_argument
+    add('--resume', nargs='?', const='', metavar='FILE',
+        help="go on with an interrupted run; default: the output's _last.pkl")
+    add('--override', action='store_true',
+        help='resume although options differ from those of the run')
+    add('--patience', type=number(int, 1), metavar='N',
+        help='stop when the validation loss has not fallen for N epochs')
+    add('--deterministic', action='store_true',
+        help='the same result each time on a GPU, too; slower')
+    add('--as_published', action='store_true',
+        help="what the released code really did: its accidents, listed at "
+        'the start')
+
+
+def add_cost_options(group):
+    """Adds the options that trade memory, time and precision."""
+    add = group.add_argument
+    add('--amp', choices=('auto', *AMP_TYPES, 'off'), default='auto',
+        help='mixed precision; auto: bf16 on GPUs that have it')
+    add('--channels_last', action=argparse.BooleanOptionalAction,
+        help='memory layout of images; default: on GPUs')
+    add('--accumulate', type=number(int, 1), default=1, metavar='N',
+        help='compute each batch in N parts, one after the other')
+    add('--checkpoint_activations', action='store_true',
+        help="compute each block twice to keep less in memory")
 
 
 def testing_parser(description, snapshot):
@@ -136,7 +193,7 @@ def parse(parser, argv, datasets):
         datasets: the names that --dataset accepts.
 
     Returns:
-        The options; `device` and `pin_memory` follow from `gpu`.
+        The options, with `device`, `pin_memory`, `rank` and `world`.
     """
     options = parser.parse_args(argv)
     if options.dataset not in datasets:
@@ -145,24 +202,77 @@ def parse(parser, argv, datasets):
     if options.filename_list is None:
         options.filename_list = os.path.join(options.data_dir,
                                              'filename_list.txt')
-    gpus = torch.cuda.device_count()
-    if gpus and options.gpu >= gpus:
-        parser.error(f'argument --gpu: there is no GPU {options.gpu}, only '
-                     f'0 to {gpus - 1}')
+    choose_device(parser, options)
+    start_processes(parser, options)
+    if 'seed' in options:  # training
+        settle(parser, options)
+    return options
+
+
+def choose_device(parser, options):
+    """Sets `device`: that of --gpu, or of this process under torchrun."""
+    gpus = torch.cuda.device_count() if options.gpu >= 0 else 0
+    chosen = int(os.environ.get('LOCAL_RANK', options.gpu))
+    if gpus and chosen >= gpus:
+        parser.error(f'there is no GPU {chosen}, only 0 to {gpus - 1}')
     if options.gpu >= 0 and not gpus:
         print(f'--gpu {options.gpu}: no CUDA device here, running on the CPU')
-    on_gpu = options.gpu >= 0 and gpus > 0
-    options.device = f'cuda:{options.gpu}' if on_gpu else 'cpu'
-    options.pin_memory = on_gpu
-    torch.manual_seed(getattr(options, 'seed', 0))
-    return options
+    options.device = f'cuda:{chosen}' if gpus else 'cpu'
+    options.pin_memory = gpus > 0
+    if gpus:
+        torch.cuda.set_device(chosen)
+
+
+def start_processes(parser, options):
+    """Joins the processes that torchrun started; sets `rank` and `world`.
+
+    Only process 0 prints and writes.
+    """
+    options.rank = int(os.environ.get('RANK', 0))
+    options.world = int(os.environ.get('WORLD_SIZE', 1))
+    if options.batch_size < options.world:
+        parser.error(f'--batch_size {options.batch_size} is less than the '
+                     f'{options.world} processes that share a batch')
+    if options.world > 1:
+        distributed.init_process_group(
+            'gloo' if options.device == 'cpu' else 'nccl',
+            timeout=datetime.timedelta(minutes=10))
+    if options.rank > 0:
+        sys.stdout = open(os.devnull, 'w', encoding='utf-8')
+        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
+
+
+def settle(parser, options):
+    """Settles what training options leave open, and seeds PyTorch."""
+    on_gpu = options.device != 'cpu'
+    if options.amp == 'auto':
+        has_bf16 = on_gpu and torch.cuda.is_bf16_supported()
+        options.amp = 'bf16' if has_bf16 else 'off'
+    if options.amp == 'fp16' and not on_gpu:
+        parser.error('argument --amp: fp16 needs a GPU')
+    if options.channels_last is None:
+        options.channels_last = on_gpu
+    if options.as_published:
+        options.split = 'image'
+    if options.resume == '':
+        options.resume = beside(options.output, '_last.pkl')
+    if options.deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    torch.manual_seed(options.seed)
+
+
+def beside(output, ending):
+    """Returns the path of a file that is named after the best checkpoint."""
+    return os.path.splitext(output)[0] + ending
 
 
 def command(main, *errors):
     """Runs a script's main and returns its exit status.
 
-    An error that a user can mend ends in one line and status 1; any other is
-    a defect of ours and keeps its traceback.
+    An error that a user can mend ends in one line and status 1, a signal in
+    128 and its number; a defect of ours keeps its traceback.
 
     Args:
         main: the function.
@@ -175,7 +285,42 @@ def command(main, *errors):
         name = type(error).__name__
         print(str(error).rsplit(f'{name}: ', 1)[-1].strip(), file=sys.stderr)
         return 1
+    except Interrupted as stop:
+        if int(os.environ.get('RANK', 0)) == 0:
+            print(f'Interrupted. Go on with: {resume_command()}',
+                  file=sys.stderr)
+        return 128 + stop.number
+    except RuntimeError as error:
+        lost = lost_process(error)
+        if not lost:
+            raise
+        print(lost, file=sys.stderr)
+        return 1
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
     return 0
+
+
+def lost_process(error):
+    """Says in a line that another process is gone, if that is the error."""
+    text = str(error)
+    if 'DataLoader worker' in text:
+        return (f'a process that loads images ended ({text.splitlines()[0]}): '
+                'out of memory? Try fewer --workers')
+    if isinstance(error, distributed.DistError) or 'gloo' in text:
+        return ('another process of this run ended or cannot be reached; '
+                f'the last checkpoint is whole, go on with: '
+                f'{resume_command()}')
+    return None
+
+
+def resume_command():
+    """Returns the command line that goes on with this run."""
+    words = [word for word in sys.argv if word != '--resume']
+    processes = os.environ.get('LOCAL_WORLD_SIZE')
+    launcher = (['torchrun', '--nproc_per_node', processes] if processes
+                else ['python'])
+    return shlex.join([*launcher, *words, '--resume'])
 
 
 # ------------------------------------------------------------------- files
@@ -184,20 +329,35 @@ def command(main, *errors):
 def atomic(path):
     """Yields a temporary path that becomes `path` if all goes well.
 
+    The bytes are on the disk before the name is: a crash, or a full disk,
+    leaves the old file or the new one, whole.
+
     Raises:
         RunError: the file cannot be written; an old one stays as it was.
     """
     root, extension = os.path.splitext(path)
-    temporary = f'{root}.tmp{os.getpid()}{extension}'
+    temporary = f'{root}.tmp{extension}'  # one name: no litter after a kill
+    folder = os.path.dirname(path) or '.'
     try:
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        os.makedirs(folder, exist_ok=True)
         yield temporary
+        flush_to_disk(temporary)
         os.replace(temporary, path)
+        flush_to_disk(folder)
     except OSError as error:
         raise RunError(f'{path}: cannot be written ({error})') from None
     finally:
-        if os.path.exists(temporary):
+        with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+def flush_to_disk(path):
+    """Returns when a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_checkpoint(path):
@@ -300,35 +460,175 @@ def download(weights):
 
 # ---------------------------------------------------------------- training
 
-def train_epoch(model, loader, optimizer, options, epoch):
+def initial_weights(model, options):
+    """Loads what a run starts from: pretrained weights, or a checkpoint.
+
+    Returns:
+        The content of the checkpoint with --resume, else None.
+
+    Raises:
+        WeightsError: a file is missing or does not fit.
+        RunError: options differ from those of the run to be resumed.
+    """
+    model.checkpoint_activations = options.checkpoint_activations
+    if not options.resume:
+        load_pretrained(model, options.pretrained)
+        return None
+    try:
+        resumed = read_checkpoint(options.resume)
+    except WeightsError as error:
+        raise WeightsError(
+            f'{error}. The weights of the best epoch are in {options.output}'
+            if os.path.exists(options.output) else str(error)) from None
+    if 'optimizer' not in resumed:
+        raise WeightsError(f'{options.resume}: holds weights only, nothing to '
+                           'go on with; that is in a *_last.pkl')
+    refuse_differences(resumed['options'], run_options(options), options)
+    load_exactly(model, resumed['model'])
+    model.freeze_pretrained(resumed['pretrained_norms'])
+    return resumed
+
+
+def run_options(options):
+    """Returns the options as plain types, without what follows from them."""
+    return {name: value for name, value in vars(options).items()
+            if name not in DERIVED}
+
+
+def refuse_differences(before, now, options):
+    """Raises RunError if what makes a run is not what it was."""
+    changed = [f'{name} (was {before.get(name)}, is {now.get(name)})'
+               for name in sorted(before.keys() | now.keys())
+               if name not in FREE_OPTIONS
+               and before.get(name) != now.get(name)]
+    if changed and not options.override:
+        raise RunError(f'{options.resume}: is of another run: '
+                       f'{", ".join(changed)}; --override resumes all the '
+                       'same')
+
+
+def provenance(options, loaders):
+    """Returns where a result comes from, as plain types."""
+    def digest(text):
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    annotations = loaders[0].dataset.annotations
+    training, validation = (loader.batch_sampler.indices.tolist()
+                            for loader in loaders)
+    git = subprocess.run(
+        ['git', 'describe', '--always', '--abbrev=40', '--dirty'],
+        cwd=os.path.dirname(os.path.abspath(__file__)), text=True,
+        capture_output=True, check=False)
+    on_gpu = options.device != 'cpu'
+    return {
+        'options': run_options(options),
+        'processes': options.world,
+        'commit': git.stdout.strip() or None,
+        'versions': {'python': platform.python_version(),
+                     'torch': str(torch.__version__),
+                     'torchvision': str(torchvision.__version__)},
+        'device': (torch.cuda.get_device_name() if on_gpu else
+                   f'CPU {platform.machine()}, {torch.get_num_threads()} '
+                   'threads'),
+        'images': {'training': len(training), 'validation': len(validation)},
+        'data': {'list': digest('\n'.join(annotations.names)),
+                 'labels': digest(annotations.angles.tobytes().hex()
+                                  + annotations.boxes.tobytes().hex()),
+                 'split': digest(f'{training} {validation}')},
+        'started': time.strftime('%Y-%m-%d %H:%M:%S %z')}
+
+
+def prepare(images, options):
+    """Moves uint8 images to the device as a network's input."""
+    images = normalize(images.to(options.device, non_blocking=True))
+    if getattr(options, 'channels_last', False):
+        return images.contiguous(memory_format=torch.channels_last)
+    return images
+
+
+def train_epoch(model, loader, optimizer, options, epoch, forward=None,
+                scaler=None, stop=()):
     """Trains one epoch; returns the mean loss over its images.
+
+    Args:
+        model: a `hopenet.PoseNetwork`.
+        loader: of this process's part of each batch.
+        optimizer: of the model's parameters.
+        options: of a training parser.
+        epoch: from 1.
+        forward: what computes the logits, if not the model itself.
+        scaler: of the gradients, for fp16.
+        stop: signals received; the epoch ends at the first.
 
     Raises:
         RunError: the loss is not finite; names the epoch and the step.
+        Interrupted: a signal came.
     """
+    set_train_mode(model, options, epoch)
+    loader.batch_sampler.epoch = epoch
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
+    totals = []
+    sizes = loader.batch_sampler.sizes()
+    bar = tqdm(loader, desc=f'epoch {epoch}', disable=None, leave=False)
+    for (images, angles, _), size in zip(bar, sizes):
+        optimizer.zero_grad()
+        totals.append(backward(forward or model, images, angles, size,
+                               options, scaler))
+        scaler.step(optimizer)
+        scaler.update()
+        # Reading a loss waits for the device, so it is done once a while.
+        if len(totals) % CHECK_EVERY == 0:
+            loss = check_finite(totals, epoch)[-1] / len(images)
+            bar.set_postfix(loss=f'{loss:.3f}')
+        if stop:
+            raise Interrupted(stop[0])
+    return sum(gather(options, check_finite(totals, epoch).sum())) / sum(sizes)
+
+
+def set_train_mode(model, options, epoch):
+    """Sets the batch-norm policy of an epoch; see `freeze_statistics`."""
     model.train()
     model.freeze_statistics()
-    loader.batch_sampler.epoch = epoch
-    losses, counts = [], []
-    bar = tqdm(loader, desc=f'epoch {epoch}', disable=None, leave=False)
-    for images, angles, _ in bar:
-        images = normalize(images.to(options.device, non_blocking=True))
-        angles = angles.to(options.device, non_blocking=True)
-        loss = pose_loss(model(images), angles, options.alpha).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-        counts.append(len(images))
-        # Reading a loss waits for the device, so it is done once a while.
-        if len(losses) % CHECK_EVERY == 0:
-            bar.set_postfix(loss=f'{check_finite(losses, epoch)[-1]:.3f}')
-    return float(np.average(check_finite(losses, epoch), weights=counts))
+    if options.as_published and epoch > 1:
+        model.eval()  # the released code never left its first validation
 
 
-def check_finite(losses, epoch):
+def backward(forward, images, angles, size, options, scaler):
+    """Adds the gradients of one batch, in --accumulate parts.
+
+    Args:
+        forward: the model, or what wraps it.
+        images, angles: this process's part of the batch.
+        size: of the batch in all processes: the loss is the mean over it.
+        options: of a training parser.
+        scaler: of the gradients.
+
+    Returns:
+        The sum of this process's losses, a scalar on the device.
+    """
+    angles = angles.to(options.device, non_blocking=True)
+    parts = list(zip(images.chunk(options.accumulate),
+                     angles.chunk(options.accumulate)))
+    total = torch.zeros((), device=options.device)
+    amp = torch.autocast(options.device.split(':')[0],
+                         AMP_TYPES.get(options.amp),
+                         enabled=options.amp in AMP_TYPES)
+    for number, (images, angles) in enumerate(parts, 1):
+        # Processes exchange gradients once a batch, in its last part.
+        alone = options.world > 1 and number < len(parts)
+        with forward.no_sync() if alone else contextlib.nullcontext():
+            with amp:
+                logits = forward(prepare(images, options))
+            loss = pose_loss(logits, angles, options.alpha).sum()
+            # The exchange takes the mean over processes, hence their number.
+            scaler.scale(loss * (options.world / size)).backward()
+        total += loss.detach()
+    return total
+
+
+def check_finite(totals, epoch):
     """Returns device scalars as a float64 array, or raises RunError."""
-    values = torch.stack(losses).double().cpu().numpy()
+    values = torch.stack(totals).double().cpu().numpy()
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise RunError(f'epoch {epoch}, step {bad[0] + 1}: the loss is '
@@ -337,79 +637,240 @@ def check_finite(losses, epoch):
     return values
 
 
+def gather(options, value):
+    """Returns the values of all processes, in the order of their ranks."""
+    values = [value]
+    if options.world > 1:
+        values = [None] * options.world
+        distributed.all_gather_object(values, value)
+    return values
+
+
 @torch.inference_mode()
-def evaluate(model, loader, options, alpha=2.0):
+def evaluate(model, loader, options, alpha=2.0, stop=()):
     """Runs a network over all images of a loader, each once.
+
+    With several processes each takes a part of the images, and all return
+    the result of all.
 
     Returns:
         An `Evaluation`.
+
+    Raises:
+        Interrupted: a signal came (`stop`, see `train_epoch`).
     """
     model.eval()
-    losses, predicted, true, seen = [], [], [], []
+    rows = [np.empty((0, 8))]  # index, loss, predicted and true angles
     for images, angles, indices in tqdm(loader, desc='evaluating',
                                         disable=None, leave=False):
-        logits = model(normalize(images.to(options.device))).float().cpu()
-        losses.append(pose_loss(logits, angles, alpha))
-        predicted.append(decode(logits))
-        true.append(angles)
-        seen.append(indices)
-    order = torch.cat(seen).argsort()
-    gather = (torch.cat(part)[order].double().numpy()
-              for part in (seen, predicted, true))
-    indices, predicted, true = gather
-    return Evaluation(float(torch.cat(losses).double().mean()),
-                      indices.astype(int), predicted, true)
+        logits = model(prepare(images, options)).float().cpu()
+        rows.append(torch.cat([
+            indices[:, None], pose_loss(logits, angles, alpha)[:, None],
+            decode(logits), angles], 1).double().numpy())
+        if stop:
+            raise Interrupted(stop[0])
+    rows = np.concatenate(gather(options, np.concatenate(rows)))
+    rows = rows[rows[:, 0].argsort()]
+    return Evaluation(float(rows[:, 1].mean()), rows[:, 0].astype(int),
+                      rows[:, 2:5], rows[:, 5:])
 
 
-def fit(model, loaders, optimizer, scheduler, options):
+def fit(model, loaders, optimizer, scheduler, options, resumed=None):
     """Trains and validates; writes the checkpoints, the log and the curves.
 
     Beside `options.output`, the best checkpoint by validation MAE, stand
-    `*_last.pkl`, `*_log.csv` and `*_curves.png`.
+    `*_last.pkl`, from which a run resumes, `*_log.csv` and `*_curves.png`.
 
-    Returns:
-        The best validation MAE, degrees.
+    Args:
+        model: a `hopenet.PoseNetwork`, on its device.
+        loaders: of training and of validation.
+        optimizer, scheduler: of the model's parameters; the scheduler steps
+            once an epoch.
+        options: of a training parser.
+        resumed: what `initial_weights` returned.
 
     Raises:
         RunError: the loss is not finite, or a file cannot be written.
+        Interrupted: a signal came; the last epoch's checkpoint is whole.
     """
-    training, validation = loaders
-    stem = os.path.splitext(options.output)[0]
-    rows, best = [], np.inf
-    for epoch in range(1, options.num_epochs + 1):
-        lr = optimizer.param_groups[0]['lr']
-        train_loss = train_epoch(model, training, optimizer, options, epoch)
-        scheduler.step()
-        result = evaluate(model, validation, options, options.alpha)
-        mae = float(result.errors.mean())
-        rows.append({'epoch': epoch, 'lr': lr, 'train_loss': train_loss,
-                     'val_loss': result.loss,
-                     **dict(zip(AXES, result.errors.mean(0).tolist())),
-                     'mae': mae})
-        print(f'epoch {epoch:3}  train loss {train_loss:9.3f}  validation '
-              f'loss {result.loss:9.3f}  {angles_text(result.errors)}')
-        checkpoint = {'network': model.config, 'model': model.state_dict(),
-                      'epoch': epoch, 'validation': rows[-1],
-                      'options': vars(options)}
-        if mae < best:
-            best = mae
-            save(options.output, checkpoint)
-        save(f'{stem}_last.pkl', {**checkpoint,
-                                  'optimizer': optimizer.state_dict(),
-                                  'scheduler': scheduler.state_dict()})
-        log = pd.DataFrame(rows)
-        with atomic(f'{stem}_log.csv') as path:
-            log.to_csv(path, index=False)
-        with atomic(f'{stem}_curves.png') as path:
-            plot_curves(log).savefig(path)
-    report_training(loaders, options, log)
-    return best
+    run = Run(model, loaders, optimizer, scheduler, options)
+    if resumed:
+        run.resume(resumed)
+    if options.rank == 0:
+        with atomic(beside(options.output, '_probe')) as path:
+            open(path, 'wb').close()
+        os.remove(beside(options.output, '_probe'))
+    with signals_noted() as stop:
+        while len(run.rows) < options.num_epochs and not run.exhausted():
+            run.epoch(stop)
+    report_training(loaders, options, run.log())
+
+
+@contextlib.contextmanager
+def signals_noted():
+    """Yields a list that SIGINT and SIGTERM are noted in; a second kills."""
+    received, handlers = [], {}
+
+    def note(number, _):
+        received.append(number)
+        restore()
+
+    def restore():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handlers[number] = signal.signal(number, note)
+    try:
+        yield received
+    except RuntimeError as error:
+        # A signal to the whole group of processes ends the others as well.
+        if received and lost_process(error):
+            raise Interrupted(received[0]) from None
+        raise
+    finally:
+        restore()
+
+
+class Run:
+    """A training run between two epochs: all that its future depends on."""
+
+    def __init__(self, model, loaders, optimizer, scheduler, options):
+        self.model = model
+        self.loaders = loaders
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.options = options
+        self.scaler = torch.amp.GradScaler(enabled=options.amp == 'fp16')
+        self.forward = model
+        if options.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if options.world > 1:
+            if options.device != 'cpu':  # its statistics need a GPU
+                torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            self.forward = DistributedDataParallel(model)
+        self.rows = []
+        self.provenance = provenance(options, loaders)
+        self.seconds = 0.0
+        self.clock = time.monotonic()
+        if options.as_published:
+            print(published_text(model))
+
+    def resume(self, checkpoint):
+        """Takes up a run where a checkpoint left it.
+
+        Raises:
+            RunError: the data or their split are not those of the run.
+        """
+        refuse_differences(checkpoint['provenance']['data'],
+                           self.provenance['data'], self.options)
+        self.optimizer.load_state_dict(checkpoint['optimizer'])
+        self.scheduler.load_state_dict(checkpoint['scheduler'])
+        self.scaler.load_state_dict(checkpoint['scaler'])
+        self.rows = checkpoint['log']
+        self.seconds = checkpoint['provenance']['wall_seconds']
+        torch.set_rng_state(checkpoint['rng']['cpu'])
+        if self.options.device != 'cpu' and checkpoint['rng']['cuda']:
+            torch.cuda.set_rng_state_all(checkpoint['rng']['cuda'])
+        print(f'Resuming after epoch {len(self.rows)} of '
+              f'{self.options.num_epochs}')
+
+    def epoch(self, stop):
+        """Trains and validates one epoch, and writes its files."""
+        number = len(self.rows) + 1
+        group = self.optimizer.param_groups[0]
+        lr = self.options.lr * group['lr'] / group['initial_lr']
+        train_loss = train_epoch(
+            self.model, self.loaders[0], self.optimizer, self.options, number,
+            self.forward, self.scaler, stop)
+        self.scheduler.step()
+        result = evaluate(self.model, self.loaders[1], self.options,
+                          self.options.alpha, stop)
+        row = {'epoch': number, 'lr': lr, 'train_loss': float(train_loss),
+               'val_loss': result.loss,
+               **dict(zip(AXES, result.errors.mean(0).tolist())),
+               'mae': float(result.errors.mean()), 'note': ''}
+        if self.rows and (row['train_loss'] < self.rows[-1]['train_loss']
+                          and row['val_loss'] > self.rows[-1]['val_loss']):
+            row['note'] = 'validation loss rises while training loss falls'
+        self.rows.append(row)
+        print(f'epoch {number:3}  train loss {train_loss:9.3f}  validation '
+              f'loss {result.loss:9.3f}  {angles_text(result.errors)}'
+              + (f'  ({row["note"]})' if row['note'] else ''), flush=True)
+        if self.options.rank == 0:
+            self.write()
+
+    def exhausted(self):
+        """Says whether --patience is at its end, and why."""
+        losses = [row['val_loss'] for row in self.rows]
+        if not (self.options.patience and losses):
+            return False
+        best = int(np.argmin(losses))
+        if len(losses) - 1 - best < self.options.patience:
+            return False
+        print(f'Stopped after epoch {len(losses)}: the validation loss has '
+              f'not fallen below {losses[best]:.3f}, of epoch {best + 1}, '
+              f'for {self.options.patience} epochs')
+        return True
+
+    def write(self):
+        """Writes the checkpoints, the log and the curves of an epoch."""
+        now = time.monotonic()
+        self.seconds += now - self.clock
+        self.clock = now
+        self.provenance['wall_seconds'] = round(self.seconds, 1)
+        output, row = self.options.output, self.rows[-1]
+        checkpoint = {
+            'network': self.model.config, 'model': self.model.state_dict(),
+            'pretrained_norms': self.model.pretrained_norms,
+            'epoch': row['epoch'], 'validation': row,
+            'options': run_options(self.options),
+            'provenance': self.provenance}
+        # Killed between the two writes, a resumed run repeats the epoch and
+        # writes the same best checkpoint again.
+        if row['mae'] <= min(earlier['mae'] for earlier in self.rows):
+            save(output, checkpoint)
+        save(beside(output, '_last.pkl'), {
+            **checkpoint, 'log': self.rows,
+            'optimizer': self.optimizer.state_dict(),
+            'scheduler': self.scheduler.state_dict(),
+            'scaler': self.scaler.state_dict(),
+            'rng': {'cpu': torch.get_rng_state(),
+                    'cuda': torch.cuda.get_rng_state_all()}})
+        with atomic(beside(output, '_log.csv')) as path:
+            with open(path, 'w', encoding='utf-8') as file:
+                file.write(f'# {json.dumps(self.provenance)}\n')
+                self.log().to_csv(file, index=False)
+        with atomic(beside(output, '_curves.png')) as path:
+            plot_curves(self.log()).savefig(path)
+
+    def log(self):
+        """Returns a row for each epoch."""
+        return pd.DataFrame(self.rows)
+
+
+def published_text(model):
+    """Names what --as_published does to a network."""
+    lines = [f'learning rate x{times} where the name has "{part}" (Adam '
+             'stepped these so often a batch)'
+             for part, times in model.published_factors]
+    lines += [f'{head} is never trained' for head in model.published_untrained]
+    lines += ['all batch norms in eval mode from epoch 2 on',
+              'split by image: renderings of a photograph on both sides']
+    return '\n'.join(['As published:'] + [f'  - {line}' for line in lines])
 
 
 def save(path, checkpoint):
-    """Writes a checkpoint of plain types and tensors."""
+    """Writes a checkpoint of plain types and tensors.
+
+    Raises:
+        RunError: it cannot be written; an old one stays as it was.
+    """
     with atomic(path) as temporary:
-        torch.save(checkpoint, temporary)
+        try:
+            torch.save(checkpoint, temporary)
+        except RuntimeError as error:  # its writer's name for a full disk
+            raise OSError(str(error).splitlines()[0]) from None
 
 
 def angles_text(errors):
@@ -468,6 +929,8 @@ def report_test(result, dataset, options):
     Raises:
         RunError: a file cannot be written.
     """
+    if options.rank > 0:
+        return
     print_result(result)
     if options.predictions:
         write_predictions(options.predictions, result,

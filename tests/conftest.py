@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import datasets
+import utils
 from tests import sample_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +28,13 @@ def run_script(script, *options, **environment):
         [sys.executable, ROOT / script, *map(str, options)],
         capture_output=True, text=True, cwd=ROOT, timeout=600,
         env={**os.environ, **environment})
+
+
+def engine_options(*options):
+    """Returns the options of a training on the CPU."""
+    parser = utils.training_parser('', 'unused.pkl')
+    return utils.parse(parser, ['--gpu', '-1', '--workers', '0',
+                                *map(str, options)], datasets.DATASETS)
 
 
 @pytest.fixture(scope='session')

@@ -21,7 +21,7 @@ import utils
 from datasets import DataError
 from hopenet import AttNet, WeightsError
 from shufflenet import ShuffleNet
-from tests.conftest import SIZE
+from tests.conftest import SIZE, engine_options
 
 TEST_LINE = re.compile(
     r'^Test error in degrees of the model on the (\d+) test images\. '
@@ -70,7 +70,7 @@ def test_training_leaves_best_last_log_and_curves(trained):
     assert sorted(os.listdir(trained)) == [
         'shufflenet.pkl', 'shufflenet_curves.png', 'shufflenet_last.pkl',
         'shufflenet_log.csv']
-    log = pd.read_csv(trained / 'shufflenet_log.csv')
+    log = pd.read_csv(trained / 'shufflenet_log.csv', comment='#')
     assert log.epoch.tolist() == [1, 2]
     assert {'lr', 'train_loss', 'val_loss', 'yaw', 'pitch', 'roll',
             'mae'} <= set(log.columns)
@@ -84,7 +84,8 @@ def test_training_leaves_best_last_log_and_curves(trained):
 def test_a_checkpoint_gives_the_error_that_the_log_says(trained, sample):
     model, content = utils.load_network(trained / 'shufflenet.pkl',
                                         ShuffleNet)
-    options = SimpleNamespace(**content['options'])
+    options = engine_options('--data_dir', sample / '300W_LP',
+                             '--image_size', SIZE)
     _, validation = datasets.training_loaders(options)
     result = utils.evaluate(model, validation, options, options.alpha)
     assert result.errors.mean() == pytest.approx(
@@ -126,7 +127,7 @@ def test_eight_images_are_learnt_by_heart(request, sample):
     torch.manual_seed(0)
     model = ShuffleNet()
     optimizer = torch.optim.Adam(model.parameter_groups(1e-3, 1))
-    options = SimpleNamespace(device='cpu', alpha=0.5)
+    options = engine_options('--alpha', 0.5)
     for epoch in range(120):
         if epoch == 90:
             optimizer.param_groups[0]['lr'] = 1e-4
@@ -144,7 +145,7 @@ def test_batch_norms_are_live_again_after_validation(sample):
     loader = datasets.make_loader(
         datasets.PoseDataset(sample / '300W_LP', annotations, 32),
         datasets.Batches(range(24), 24))
-    options = SimpleNamespace(device='cpu', alpha=2)
+    options = engine_options()
     optimizer = torch.optim.SGD(model.parameter_groups(0.0))
     for epoch in (1, 2):
         before = model.conv5[1].running_mean.clone()
