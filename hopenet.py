@@ -264,13 +264,14 @@ def same_statistics(module):
     """Lets batch norms work without counting: a second look at a batch."""
     norms = [norm for norm in module.modules()
              if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, tracked) in zip(norms, kept):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
 class CBAMBottleneck(Bottleneck):

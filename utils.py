@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import datetime
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -724,8 +725,10 @@ def signals_noted():
     try:
         yield received
     except RuntimeError as error:
-        # A signal to the whole group of processes ends the others as well.
+        # The signal may have ended the run's other processes before us, and
+        # from now on it is no news that they end.
         if received and lost_process(error):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             raise Interrupted(received[0]) from None
         raise
     finally:
@@ -778,8 +781,7 @@ class Run:
     def epoch(self, stop):
         """Trains and validates one epoch, and writes its files."""
         number = len(self.rows) + 1
-        group = self.optimizer.param_groups[0]
-        lr = self.options.lr * group['lr'] / group['initial_lr']
+        lr = self.optimizer.param_groups[0]['lr']
         train_loss = train_epoch(
             self.model, self.loaders[0], self.optimizer, self.options, number,
             self.forward, self.scaler, stop)
@@ -794,11 +796,11 @@ class Run:
                           and row['val_loss'] > self.rows[-1]['val_loss']):
             row['note'] = 'validation loss rises while training loss falls'
         self.rows.append(row)
+        if self.options.rank == 0:
+            self.write()
         print(f'epoch {number:3}  train loss {train_loss:9.3f}  validation '
               f'loss {result.loss:9.3f}  {angles_text(result.errors)}'
               + (f'  ({row["note"]})' if row['note'] else ''), flush=True)
-        if self.options.rank == 0:
-            self.write()
 
     def exhausted(self):
         """Says whether --patience is at its end, and why."""
@@ -843,6 +845,9 @@ class Run:
                 self.log().to_csv(file, index=False)
         with atomic(beside(output, '_curves.png')) as path:
             plot_curves(self.log()).savefig(path)
+        # Matplotlib leaves the frames of its callers in a cycle; with it, the
+        # loaders' processes would outlive the run.
+        gc.collect()
 
     def log(self):
         """Returns a row for each epoch."""
@@ -870,6 +875,8 @@ def save(path, checkpoint):
         try:
             torch.save(checkpoint, temporary)
         except RuntimeError as error:  # its writer's name for a full disk
+            if lost_process(error):
+                raise
             raise OSError(str(error).splitlines()[0]) from None
 
 

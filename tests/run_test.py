@@ -1,0 +1,581 @@
+"""Long runs: resume, faults, several processes, memory and precision."""
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import datasets
+import test_shufflenet
+import train_attnet
+import train_shufflenet
+import utils
+from datasets import DataError
+from hopenet import AttNet, pose_loss
+from shufflenet import ShuffleNet
+from tests.conftest import ROOT, SIZE, engine_options
+
+EPOCHS = 3
+
+
+def run_options(sample, folder, *more):
+    """A run of three epochs of three steps."""
+    return [str(option) for option in (
+        '--gpu', -1, '--data_dir', sample / '300W_LP', '--pretrained', 'none',
+        '--image_size', SIZE, '--num_epochs', EPOCHS, '--batch_size', 8,
+        '--lr', 0.001, '--lr_steps', 2, '--width', 0.5, '--workers', 0,
+        '--output', folder / 'net.pkl', *more)]
+
+
+def faulty(fault, options, processes=1, **kwargs):
+    """Trains with a fault in processes of their own; see tests/helpers.py."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ['-m', 'torch.distributed.run', '--standalone',
+                     '--nproc_per_node', str(processes)]
+    return subprocess.run(
+        [*launcher, '-m', 'tests.helpers', fault, *options], cwd=ROOT,
+        capture_output=True, text=True, timeout=300,
+        env={**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())},
+        **kwargs)
+
+
+def train(sample, folder, *more):
+    """Trains in this process; returns the last checkpoint."""
+    train_shufflenet.main(run_options(sample, folder, *more))
+    return last(folder)
+
+
+def last(folder):
+    return torch.load(folder / 'net_last.pkl', weights_only=True)
+
+
+def log_rows(folder):
+    text = (folder / 'net_log.csv').read_text()
+    return [line for line in text.splitlines() if not line.startswith('#')]
+
+
+def assert_same_run(one, other):
+    for part in ('model', 'log', 'epoch'):
+        assert_equal(one[part], other[part])
+    assert_equal(one['optimizer']['state'], other['optimizer']['state'])
+
+
+def assert_equal(one, other):
+    """Bit by bit, through dicts and pairs."""
+    if isinstance(one, tuple):
+        one, other = dict(enumerate(one)), dict(enumerate(other))
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+@pytest.fixture(scope='module')
+def whole(sample, tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp('whole')
+    train(sample, folder)
+    return folder
+
+
+@pytest.fixture
+def error(capsys):
+    """Runs a training in this process; returns status and stderr."""
+    def call(script, options):
+        capsys.readouterr()
+        status = utils.command(lambda: script.main(
+            [str(option) for option in options]), DataError)
+        return status, capsys.readouterr().err
+    return call
+
+
+# ------------------------------------------------------------------- resume
+
+def test_one_seed_gives_one_run(sample, whole, tmp_path):
+    again = train(sample, tmp_path, '--workers', 2)
+    assert_same_run(last(whole), again)
+    assert log_rows(whole) == log_rows(tmp_path)
+    (tmp_path / 'other').mkdir()
+    other = train(sample, tmp_path / 'other', '--seed', 1)
+    assert other['log'] != again['log']
+
+
+@pytest.mark.parametrize('fault', ['step', 'validation', 'write'])
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_killed_run_ends_as_if_nothing_had_been(sample, whole, tmp_path,
+                                                  fault, workers):
+    options = ('--workers', workers)
+    done = faulty(fault, run_options(sample, tmp_path, *options))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert last(tmp_path)['epoch'] == 1
+    resumed = train(sample, tmp_path, *options, '--resume')
+    assert_same_run(last(whole), resumed)
+    assert log_rows(whole) == log_rows(tmp_path)
+    best, expected = (torch.load(folder / 'net.pkl', weights_only=True)
+                      for folder in (tmp_path, whole))
+    assert_equal(best['model'], expected['model'])
+    assert sorted(os.listdir(tmp_path)) == sorted(os.listdir(whole))
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(sample, whole, tmp_path):
+    train(sample, tmp_path, '--num_epochs', 1)
+    assert_same_run(last(whole), train(sample, tmp_path, '--resume'))
+
+
+def test_resume_keeps_frozen_what_came_pretrained(sample, tmp_path):
+    torch.manual_seed(0)
+    torch.save(ShuffleNet(0.5).state_dict(), tmp_path / 'weights.pth')
+    options = ('--pretrained', tmp_path / 'weights.pth')
+    results = []
+    for name, first in (('whole', EPOCHS), ('parts', 1)):
+        (tmp_path / name).mkdir()
+        train(sample, tmp_path / name, *options, '--num_epochs', first)
+        results.append(train(sample, tmp_path / name, *options, '--resume'))
+    assert_same_run(*results)
+    state = torch.load(tmp_path / 'weights.pth', weights_only=True)
+    for key in ('conv1.0.weight', 'stage2.0.branch1.1.running_mean'):
+        assert torch.equal(results[0]['model'][key], state[key])
+
+
+@pytest.mark.parametrize('option, value, told', [
+    ('--lr', '0.01', r'lr \(was 0.001, is 0.01\)'),
+    ('--batch_size', '4', r'batch_size \(was 8, is 4\)'),
+    ('--seed', '5', 'seed'), ('--width', '1.0', 'width'),
+    ('--split_seed', '3', 'split'), ('--alpha', '1', 'alpha')])
+def test_changed_options_are_refused_by_name(sample, whole, tmp_path, error,
+                                             option, value, told):
+    shutil.copytree(whole, tmp_path / 'run')
+    status, err = error(train_shufflenet, run_options(
+        sample, tmp_path / 'run', '--resume', option, value))
+    assert status == 1 and re.search(told, err) and '--override' in err
+
+
+def test_other_data_are_refused_and_override_accepts(sample, whole, tmp_path,
+                                                     error):
+    shutil.copytree(whole, tmp_path / 'run')
+    names = datasets.read_list(sample / '300W_LP' / 'filename_list.txt')
+    (tmp_path / 'list.txt').write_text('\n'.join(names[:-3]))
+    options = run_options(sample, tmp_path / 'run', '--resume',
+                          '--filename_list', tmp_path / 'list.txt',
+                          '--num_epochs', EPOCHS + 1)
+    status, err = error(train_shufflenet, options)
+    assert status == 1 and 'list (was ' in err
+    status, err = error(train_shufflenet, [*options, '--override'])
+    assert status == 0, err
+    assert last(tmp_path / 'run')['epoch'] == EPOCHS + 1
+
+
+def test_a_truncated_last_checkpoint_names_the_best(sample, whole, tmp_path,
+                                                    error):
+    shutil.copytree(whole, tmp_path / 'run')
+    path = tmp_path / 'run' / 'net_last.pkl'
+    path.write_bytes(path.read_bytes()[:100_000])
+    status, err = error(train_shufflenet, run_options(
+        sample, tmp_path / 'run', '--resume'))
+    assert status == 1 and err.count('\n') == 1
+    assert err.startswith(str(path)) and 'damaged' in err
+    assert f'best epoch are in {tmp_path / "run" / "net.pkl"}' in err
+
+
+def test_a_missing_last_checkpoint_is_an_error(sample, tmp_path, error):
+    status, err = error(train_shufflenet, run_options(sample, tmp_path,
+                                                      '--resume'))
+    assert status == 1 and 'net_last.pkl: no such checkpoint' in err
+
+
+def test_weights_alone_are_nothing_to_resume(sample, whole, error, tmp_path):
+    status, err = error(train_shufflenet, run_options(
+        sample, tmp_path, '--resume', whole / 'net.pkl'))
+    assert status == 1 and '_last.pkl' in err
+
+
+# ------------------------------------------------------------------- faults
+
+def test_sigterm_ends_after_the_step_with_the_way_on(sample, whole,
+                                                     tmp_path):
+    done = faulty('terminate', run_options(sample, tmp_path))
+    assert done.returncode == 128 + signal.SIGTERM
+    assert 'Interrupted. Go on with: ' in done.stderr
+    assert '--resume' in done.stderr and 'Traceback' not in done.stderr
+    assert last(tmp_path)['epoch'] == 1
+    assert_same_run(last(whole), train(sample, tmp_path, '--resume'))
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group(sample, tmp_path, number):
+    """What Ctrl-C and batch systems do: the loaders' processes get it too."""
+    process = subprocess.Popen(
+        [sys.executable, ROOT / 'train_shufflenet.py',
+         *run_options(sample, tmp_path, '--workers', '2', '--num_epochs',
+                      '500')],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True)
+    for line in process.stdout:
+        if line.startswith('epoch   2'):
+            os.killpg(process.pid, number)
+            break
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert 'Go on with: ' in err and 'Traceback' not in err
+    assert last(tmp_path)['epoch'] >= 2
+
+
+def limited():
+    """Makes every write beyond a megabyte fail, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10 ** 6, 10 ** 6))
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(sample, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / 'run')
+    before = last(tmp_path / 'run')
+    done = faulty('none', run_options(
+        sample, tmp_path / 'run', '--resume', '--num_epochs', EPOCHS + 1),
+        preexec_fn=limited)
+    assert done.returncode == 1
+    assert 'cannot be written' in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert_same_run(before, last(tmp_path / 'run'))
+    assert sorted(os.listdir(tmp_path / 'run')) == sorted(os.listdir(whole))
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(
+        sample, tmp_path, error, monkeypatch):
+    monkeypatch.setattr(utils, 'train_epoch', None)
+    # Not even root may create files there.
+    status, err = error(train_shufflenet, run_options(
+        sample, tmp_path, '--output', '/proc/net.pkl'))
+    assert status == 1 and err.startswith('/proc/net') and 'written' in err
+
+
+# ---------------------------------------------------------------- processes
+
+@pytest.fixture
+def frozen_weights(tmp_path):
+    """A file that freezes all batch norms: nothing else differs."""
+    torch.manual_seed(0)
+    torch.save(ShuffleNet(0.5).state_dict(), tmp_path / 'weights.pth')
+    return '--pretrained', tmp_path / 'weights.pth'
+
+
+def test_two_processes_have_the_gradients_of_one(sample, tmp_path,
+                                                 frozen_weights):
+    gradients = []
+    for processes, more in ((1, ()), (2, ()), (2, ('--accumulate', 2))):
+        output = tmp_path / f'{len(gradients)}.pkl'
+        # Without the width: the helper's network has its own.
+        options = [str(option) for option in (
+            '--gpu', -1, '--data_dir', sample / '300W_LP', '--image_size',
+            SIZE, '--batch_size', 9, '--workers', 0, *frozen_weights,
+            '--output', output, *more)]
+        done = faulty('gradients', options, processes)
+        assert done.returncode == 0, done.stderr
+        gradients.append(torch.load(output, weights_only=True))
+    one, *others = gradients
+    assert sum(gradient is None for gradient in one.values()) == 3  # stem
+    for name, gradient in one.items():
+        for other in others:
+            if gradient is not None:
+                # Relative to the parameter's largest gradient.
+                scale = gradient.abs().max()
+                torch.testing.assert_close(
+                    other[name] / scale, gradient / scale, atol=1e-5, rtol=0)
+
+
+def test_two_processes_train_as_one(sample, tmp_path, frozen_weights):
+    logs = []
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        done = faulty('none', run_options(
+            sample, tmp_path / str(processes), *frozen_weights,
+            '--batch_size', 7, '--num_epochs', 1), processes)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count('epoch   1') == 1  # one process prints
+        logs.append(pd.read_csv(tmp_path / str(processes) / 'net_log.csv',
+                                comment='#'))
+    one, two = (log.drop(columns='note').to_numpy(float) for log in logs)
+    np.testing.assert_allclose(one, two, rtol=1e-3)
+
+
+def test_the_test_is_the_same_on_two_processes(sample, whole, tmp_path):
+    printed = []
+    for processes in (1, 2):
+        launcher = [sys.executable, '-m', 'torch.distributed.run',
+                    '--standalone', '--nproc_per_node', str(processes)]
+        done = subprocess.run(
+            [*launcher, ROOT / 'test_shufflenet.py', '--gpu', '-1',
+             '--data_dir', sample / 'AFLW2000', '--snapshot',
+             whole / 'net.pkl', '--workers', '0', '--batch_size', '4',
+             '--predictions', tmp_path / f'{processes}.csv'],
+            capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        printed.append(re.sub(r'\d+\.\d+', '', done.stdout))
+    assert 'on the 9 test images' in printed[0]
+    assert printed[0] == printed[1]  # once, and with the same counts
+    one, two = (pd.read_csv(tmp_path / f'{n}.csv') for n in (1, 2))
+    assert one.name.tolist() == two.name.tolist() and len(one) == 9
+    np.testing.assert_allclose(one.iloc[:, 1:], two.iloc[:, 1:], atol=1e-3)
+
+
+def test_batches_are_shared_exactly():
+    for world in (1, 2, 3):
+        for shuffle in (False, True):
+            shares = [list(datasets.Batches(range(23), 7, shuffle, 0, rank,
+                                            world)) for rank in range(world)]
+            keys = [key for share in shares for batch in share
+                    for key in batch]
+            # The last batch has 2 images: too few for 3 processes to train.
+            lost = 2 if shuffle and world == 3 else 0
+            assert len(keys) == len(set(keys)) == 23 - lost
+    assert [len(list(datasets.Batches([5], 4, False, 0, rank, 3)))
+            for rank in range(3)] == [1, 0, 0]
+
+
+def test_a_lost_process_ends_the_run(sample, tmp_path):
+    done = faulty('lose_rank_1', run_options(sample, tmp_path), 2)
+    assert done.returncode != 0
+    assert 'another process of this run ended' in done.stderr
+    assert last(tmp_path)['epoch'] == 1
+
+
+# --------------------------------------------------- memory and precision
+
+def gradients(model, options, images, angles):
+    """The gradients of one batch, by name, and the batch norms after it."""
+    model.zero_grad()
+    utils.backward(model, images, angles, len(images), options,
+                   torch.amp.GradScaler(enabled=False))
+    return ({name: p.grad.clone() for name, p in model.named_parameters()
+             if p.grad is not None},
+            {name: buffer.clone() for name, buffer in model.named_buffers()})
+
+
+@pytest.fixture(params=[AttNet, ShuffleNet])
+def case(request):
+    """A network, images and angles."""
+    torch.manual_seed(0)
+    return (request.param(), torch.randint(0, 256, (6, 3, SIZE, SIZE),
+                                           dtype=torch.uint8),
+            torch.rand(6, 3) * 100 - 50)
+
+
+def test_accumulated_gradients_are_those_of_the_batch(case):
+    model, images, angles = case
+    model.load_pretrained(model.state_dict())  # freezes the batch norms
+    utils.set_train_mode(model, engine_options(), 1)
+    whole, _ = gradients(model, engine_options(), images, angles)
+    parts, _ = gradients(model, engine_options('--accumulate', 4), images,
+                         angles)
+    for name, gradient in whole.items():
+        scale = gradient.abs().max()
+        torch.testing.assert_close(parts[name] / scale, gradient / scale,
+                                   atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('frozen', [True, False])
+def test_checkpointed_activations_change_nothing(case, frozen):
+    model, images, angles = case
+    if frozen:
+        model.load_pretrained(model.state_dict())
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    results = []
+    for model.checkpoint_activations in (False, True):
+        model.load_state_dict(state)
+        utils.set_train_mode(model, engine_options(), 1)
+        results.append(gradients(model, engine_options(), images, angles))
+    assert_equal(results[0], results[1])
+
+
+def kept_for_backward(model, images):
+    """Bytes of distinct tensors that a forward pass keeps, weights aside."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        model(images)
+    return sum(kept.values())
+
+
+def test_checkpointing_keeps_a_fraction(case):
+    model, images, _ = case
+    images = images.float()
+    plain = kept_for_backward(model, images)
+    model.checkpoint_activations = True
+    assert kept_for_backward(model, images) < 0.35 * plain
+
+
+def test_the_frozen_stem_computes_no_gradients(case):
+    model, images, _ = case
+    model.load_pretrained(model.state_dict())
+    utils.set_train_mode(model, engine_options(), 1)
+    seen = []
+    model.maxpool.register_forward_hook(lambda *args: seen.append(args[-1]))
+    model(images.float())
+    assert not seen[0].requires_grad
+
+
+def test_bf16_trains_close_to_float32(case):
+    model, images, angles = case
+    utils.set_train_mode(model, engine_options(), 1)
+    whole, half = (gradients(model, engine_options('--amp', amp), images,
+                             angles)[0] for amp in ('off', 'bf16'))
+    for name in ('fc_yaw.weight', 'fc_roll.bias'):
+        cosine = torch.cosine_similarity(whole[name].flatten(),
+                                         half[name].flatten(), 0)
+        assert half[name].dtype == torch.float32 and cosine > 0.98
+
+
+def test_channels_last_gives_the_same_result(case):
+    model, images, angles = case
+    model.eval()
+    logits = []
+    for layout in ('--no-channels_last', '--channels_last'):
+        options = engine_options(layout)
+        if options.channels_last:
+            model.to(memory_format=torch.channels_last)
+        logits.append(model(utils.prepare(images, options)))
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
+
+
+# --------------------------------------------- what a run says about itself
+
+def test_patience_stops_and_says_why(sample, tmp_path, capsys):
+    # At rate 0 the validation loss of frozen batch norms never falls.
+    torch.save(ShuffleNet(0.5).state_dict(), tmp_path / 'weights.pth')
+    train(sample, tmp_path, '--pretrained', tmp_path / 'weights.pth', '--lr',
+          0, '--num_epochs', 9, '--patience', 2)
+    out = capsys.readouterr().out
+    assert last(tmp_path)['epoch'] == 3
+    assert re.search(r'Stopped after epoch 3: .*of epoch 1, for 2 epochs',
+                     out)
+
+
+class FakeSchedule:
+    """Of a run without steps."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def step(self):
+        pass
+
+    def state_dict(self):
+        return {}
+
+
+def test_the_log_notes_overfitting(sample, tmp_path, monkeypatch, capsys):
+    losses = iter([(5.0, 5.0), (4.0, 6.0), (3.0, 5.5)])
+    current = []
+
+    def fake_epoch(*args):
+        current[:] = next(losses)
+        return current[0]
+
+    def fake_evaluation(*args):
+        return utils.Evaluation(current[1], np.arange(2), np.zeros((2, 3)),
+                                np.ones((2, 3)))
+    monkeypatch.setattr(utils, 'train_epoch', fake_epoch)
+    monkeypatch.setattr(train_shufflenet, 'MultiStepLR', FakeSchedule)
+    monkeypatch.setattr(utils, 'evaluate', fake_evaluation)
+    train(sample, tmp_path)
+    log = pd.read_csv(tmp_path / 'net_log.csv', comment='#')
+    assert log.note.isna().tolist() == [True, False, True]
+    assert 'rises while training loss falls' in capsys.readouterr().out
+
+
+def test_provenance_is_in_checkpoint_and_log(whole):
+    for name in ('net.pkl', 'net_last.pkl'):
+        content = torch.load(whole / name, weights_only=True)
+        origin = content['provenance']
+        assert origin['versions']['torch'] == torch.__version__
+        assert origin['options']['lr'] == 0.001
+        assert origin['options']['seed'] == 0
+        assert origin['images'] == {'training': 21, 'validation': 3}
+        assert set(origin['data']) == {'list', 'labels', 'split'}
+        assert origin['device'].startswith('CPU')
+        assert origin['wall_seconds'] > 0 and 'commit' in origin
+    first = (whole / 'net_log.csv').read_text().splitlines()[0]
+    assert json.loads(first.removeprefix('# ')) == origin
+
+
+@pytest.mark.parametrize('script, factors, untrained', [
+    (train_attnet, {'layer1.0.conv1.weight': 3, 'layer2.1.bn3.bias': 3,
+                    'layer1.0.downsample.1.weight': 4,
+                    'layer3.0.cbam.ChannelGate.mlp.1.weight': 6,
+                    'layer4.2.cbam.SpatialGate.spatial.bn.bias': 6,
+                    'fc_roll.weight': 5}, ()),
+    (train_shufflenet, {'stage2.0.branch1.0.weight': 4, 'conv5.0.weight': 2,
+                        'stage4.3.branch2.1.bias': 4, 'fc_yaw.weight': 10,
+                        'fc_pitch.bias': 5},
+     ('fc_roll.weight', 'fc_roll.bias'))])
+def test_as_published_steps_as_often_as_the_released_code(script, factors,
+                                                          untrained):
+    model = AttNet() if script is train_attnet else ShuffleNet()
+    groups = model.parameter_groups(1.0, as_published=True)
+    rates = {id(p): group['lr'] for group in groups for p in group['params']}
+    named = dict(model.named_parameters())
+    for name, factor in factors.items():
+        assert rates[id(named[name])] == factor, name
+    assert {name for name in named if id(named[name]) not in rates} == set(
+        untrained)
+
+
+def test_as_published_names_each_accident(sample, tmp_path, capsys):
+    checkpoint = train(sample, tmp_path, '--as_published')
+    out = capsys.readouterr().out
+    for part in ('x4 where the name has "stage"', 'x2', 'conv5', 'fc_yaw',
+                 'fc_roll is never trained', 'eval mode from epoch 2',
+                 'split by image'):
+        assert part in out
+    assert checkpoint['options']['split'] == 'image'
+    # Batch norms counted in the first of three epochs only, of 3 batches.
+    counts = {value.item() for key, value in checkpoint['model'].items()
+              if key.endswith('num_batches_tracked')}
+    assert counts == {3}
+
+
+def test_deterministic_and_fp16_are_checked(error, sample, tmp_path):
+    assert train(sample, tmp_path, '--deterministic', '--num_epochs', 1)
+    torch.use_deterministic_algorithms(False)
+    with pytest.raises(SystemExit) as stop:
+        train(sample, tmp_path, '--amp', 'fp16')
+    assert stop.value.code == 2
+
+
+def test_the_snapshot_of_a_run_is_tested_at_its_size(sample, whole, capsys):
+    test_shufflenet.main(['--gpu', '-1', '--workers', '0', '--data_dir',
+                          str(sample / 'AFLW2000'), '--snapshot',
+                          str(whole / 'net.pkl')])
+    assert 'on the 9 test images' in capsys.readouterr().out
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_images(sample):
+    options = engine_options('--data_dir', sample / '300W_LP', '--image_size',
+                             SIZE, '--no_augment', '--batch_size', 8)
+    loader, _ = datasets.training_loaders(options)
+    model = ShuffleNet(0.5)
+    model.load_pretrained(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameter_groups(0.0))
+    reported = utils.train_epoch(model, loader, optimizer, options, 1)
+    with torch.no_grad():
+        losses = torch.cat([pose_loss(model(utils.prepare(images, options)),
+                                      angles) for images, angles, _ in loader])
+    assert reported == pytest.approx(losses.mean().item(), rel=1e-5)
