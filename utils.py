@@ -203,8 +203,13 @@ def parse(parser, argv, datasets):
     if options.filename_list is None:
         options.filename_list = os.path.join(options.data_dir,
                                              'filename_list.txt')
+    options.rank = int(os.environ.get('RANK', 0))
+    options.world = int(os.environ.get('WORLD_SIZE', 1))
+    if options.rank > 0:  # process 0 alone prints and writes
+        sys.stdout = open(os.devnull, 'w', encoding='utf-8')
+        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
     choose_device(parser, options)
-    start_processes(parser, options)
+    join_processes(parser, options)
     if 'seed' in options:  # training
         settle(parser, options)
     return options
@@ -224,13 +229,8 @@ def choose_device(parser, options):
         torch.cuda.set_device(chosen)
 
 
-def start_processes(parser, options):
-    """Joins the processes that torchrun started; sets `rank` and `world`.
-
-    Only process 0 prints and writes.
-    """
-    options.rank = int(os.environ.get('RANK', 0))
-    options.world = int(os.environ.get('WORLD_SIZE', 1))
+def join_processes(parser, options):
+    """Joins the processes that torchrun started, if it did."""
     if options.batch_size < options.world:
         parser.error(f'--batch_size {options.batch_size} is less than the '
                      f'{options.world} processes that share a batch')
@@ -238,9 +238,6 @@ def start_processes(parser, options):
         distributed.init_process_group(
             'gloo' if options.device == 'cpu' else 'nccl',
             timeout=datetime.timedelta(minutes=10))
-    if options.rank > 0:
-        sys.stdout = open(os.devnull, 'w', encoding='utf-8')
-        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
 
 
 def settle(parser, options):

@@ -1,0 +1,112 @@
+"""Prints what a training step keeps in memory, by option.
+
+    python -m tests.memory
+
+On a GPU: the peak of a whole step, measured.  Elsewhere: the bytes that the
+forward pass keeps for the backward pass, counted on 2 images and scaled to
+the batch; with checkpointing, plus those of the one block that is computed
+again.  Weights, gradients and Adam's state come on top (16 bytes a
+parameter).
+"""
+import platform
+
+import torch
+
+import utils
+from datasets import DATASETS
+from hopenet import AttNet
+from shufflenet import ShuffleNet
+
+OPTIONS = {'float32': ['--amp', 'off'],
+           'bf16': ['--amp', 'bf16'],
+           'bf16, 4 parts': ['--amp', 'bf16', '--accumulate', '4'],
+           'bf16, checkpointed': ['--amp', 'bf16',
+                                  '--checkpoint_activations'],
+           'float32, checkpointed': ['--amp', 'off',
+                                     '--checkpoint_activations']}
+BATCHES = (32, 128)
+
+
+def kept_for_backward(function, x, weights):
+    """Returns the bytes of tensors that a forward pass keeps, not weights."""
+    own = {p.untyped_storage().data_ptr() for p in weights}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = tensor, storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        function(x)
+    return sum(size for _, size in kept.values())
+
+
+def counted(model, options, images=2):
+    """Returns bytes for each image, on the CPU."""
+    x = utils.prepare(torch.zeros(images, 3, 224, 224, dtype=torch.uint8),
+                      options)
+    weights = list(model.parameters())
+    inside = []
+
+    def block_alone(block, inputs):
+        x = inputs[0].detach().requires_grad_()
+        handle.remove()
+        inside.append(kept_for_backward(block, x, weights))
+
+    amp = torch.autocast('cpu', torch.bfloat16, options.amp == 'bf16')
+    if model.checkpoint_activations:
+        # The largest block is the first that keeps the input's resolution.
+        first = (model.layer1 if hasattr(model, 'layer1') else
+                 model.stage2)[0]
+        handle = first.register_forward_pre_hook(block_alone)
+    with amp:
+        kept = kept_for_backward(model, x, weights)
+    return (kept + sum(inside)) / images
+
+
+def measured(model, options, batch):
+    """Returns the peak bytes of two training steps on the GPU."""
+    model.to(options.device)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameter_groups(1e-5))
+    images = torch.zeros(batch, 3, 224, 224, dtype=torch.uint8)
+    scaler = torch.amp.GradScaler(enabled=False)
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        optimizer.zero_grad()
+        utils.backward(model, images, torch.zeros(batch, 3), batch, options,
+                       scaler)
+        optimizer.step()
+    return torch.cuda.max_memory_allocated()
+
+
+def main():
+    """Prints the table."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if on_gpu else platform.machine()
+    print(f'{device}, torch {torch.__version__}; GiB, ' + (
+        'peak of a step' if on_gpu else 'kept for the backward pass'))
+    print(f'{"":36}' + ''.join(f'{f"batch {n}":>12}' for n in BATCHES))
+    for network in (AttNet, ShuffleNet):
+        for label, words in OPTIONS.items():
+            parser = utils.training_parser('', 'x.pkl')
+            options = utils.parse(
+                parser, ['--gpu', '0' if on_gpu else '-1', *words], DATASETS)
+            sizes = []
+            for batch in BATCHES:
+                model = network()
+                model.load_pretrained(model.state_dict())
+                utils.set_train_mode(model, options, 1)
+                model.checkpoint_activations = options.checkpoint_activations
+                sizes.append(measured(model, options, batch) if on_gpu else
+                             counted(model, options) * batch
+                             / options.accumulate)
+            print(f'{network.title + ", " + label:36}' + ''.join(
+                f'{size / 2 ** 30:12.2f}' for size in sizes))
+
+
+if __name__ == '__main__':
+    main()
