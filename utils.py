@@ -70,16 +70,15 @@ class Evaluation(NamedTuple):
 
 # ----------------------------------------------------------------- options
 
-def number(kind, low, high=None):
-    """Returns an argparse type: an int or float within [low, high]."""
-    def parse(text):
+def number(kind, low):
+    """Returns an argparse type: an int or float of at least `low`."""
+    def checked(text):
         value = kind(text)
-        if not value >= low or (high is not None and value > high):
+        if not value >= low:  # NaN, too
             raise ValueError
         return value
-    bounds = f' of at least {low}' if high is None else f' in {low}..{high}'
-    parse.__name__ = kind.__name__ + bounds
-    return parse
+    checked.__name__ = f'{kind.__name__} of at least {low}'  # for its message
+    return checked
 
 
 def base_parser(description, data_dir, batch_size=32):
@@ -288,6 +287,11 @@ def command(main, *errors):
             print(f'Interrupted. Go on with: {resume_command()}',
                   file=sys.stderr)
         return 128 + stop.number
+    except torch.OutOfMemoryError as error:
+        print(f'{str(error).split(". ")[0]}. Try --accumulate 4, '
+              '--checkpoint_activations or a smaller --batch_size',
+              file=sys.stderr)
+        return 1
     except RuntimeError as error:
         lost = lost_process(error)
         if not lost:
@@ -478,11 +482,14 @@ def initial_weights(model, options):
         raise WeightsError(
             f'{error}. The weights of the best epoch are in {options.output}'
             if os.path.exists(options.output) else str(error)) from None
-    if 'optimizer' not in resumed:
+    if not {'optimizer', 'options', 'log'} <= resumed.keys():
         raise WeightsError(f'{options.resume}: holds weights only, nothing to '
                            'go on with; that is in a *_last.pkl')
     refuse_differences(resumed['options'], run_options(options), options)
-    load_exactly(model, resumed['model'])
+    try:
+        load_exactly(model, resumed['model'])
+    except WeightsError as error:
+        raise WeightsError(f'{options.resume}: {error}') from None
     model.freeze_pretrained(resumed['pretrained_norms'])
     return resumed
 
@@ -513,15 +520,11 @@ def provenance(options, loaders):
     annotations = loaders[0].dataset.annotations
     training, validation = (loader.batch_sampler.indices.tolist()
                             for loader in loaders)
-    git = subprocess.run(
-        ['git', 'describe', '--always', '--abbrev=40', '--dirty'],
-        cwd=os.path.dirname(os.path.abspath(__file__)), text=True,
-        capture_output=True, check=False)
     on_gpu = options.device != 'cpu'
     return {
         'options': run_options(options),
         'processes': options.world,
-        'commit': git.stdout.strip() or None,
+        'commit': commit(),
         'versions': {'python': platform.python_version(),
                      'torch': str(torch.__version__),
                      'torchvision': str(torchvision.__version__)},
@@ -534,6 +537,18 @@ def provenance(options, loaders):
                                   + annotations.boxes.tobytes().hex()),
                  'split': digest(f'{training} {validation}')},
         'started': time.strftime('%Y-%m-%d %H:%M:%S %z')}
+
+
+def commit():
+    """Returns the code's commit, marked if changed, or None without git."""
+    command = ['git', 'describe', '--always', '--abbrev=40', '--dirty']
+    try:
+        done = subprocess.run(
+            command, cwd=os.path.dirname(os.path.abspath(__file__)),
+            text=True, capture_output=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def prepare(images, options):
@@ -658,19 +673,19 @@ def evaluate(model, loader, options, alpha=2.0, stop=()):
         Interrupted: a signal came (`stop`, see `train_epoch`).
     """
     model.eval()
-    rows = [np.empty((0, 8))]  # index, loss, predicted and true angles
+    rows = [np.empty((0, 8))]  # index, predicted and true angles, loss
     for images, angles, indices in tqdm(loader, desc='evaluating',
                                         disable=None, leave=False):
         logits = model(prepare(images, options)).float().cpu()
         rows.append(torch.cat([
-            indices[:, None], pose_loss(logits, angles, alpha)[:, None],
-            decode(logits), angles], 1).double().numpy())
+            indices[:, None].double(), decode(logits), angles,
+            pose_loss(logits, angles, alpha)[:, None]], 1).numpy())
         if stop:
             raise Interrupted(stop[0])
     rows = np.concatenate(gather(options, np.concatenate(rows)))
     rows = rows[rows[:, 0].argsort()]
-    return Evaluation(float(rows[:, 1].mean()), rows[:, 0].astype(int),
-                      rows[:, 2:5], rows[:, 5:])
+    return Evaluation(float(rows[:, 7].mean()), rows[:, 0].astype(int),
+                      rows[:, 1:4], rows[:, 4:7])
 
 
 def fit(model, loaders, optimizer, scheduler, options, resumed=None):
@@ -785,6 +800,9 @@ class Run:
         self.scheduler.step()
         result = evaluate(self.model, self.loaders[1], self.options,
                           self.options.alpha, stop)
+        if not np.isfinite(result.loss):
+            raise RunError(f'epoch {number}: the validation loss is '
+                           f'{result.loss}; a lower --lr may help')
         row = {'epoch': number, 'lr': lr, 'train_loss': float(train_loss),
                'val_loss': result.loss,
                **dict(zip(AXES, result.errors.mean(0).tolist())),
