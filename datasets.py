@@ -4,6 +4,7 @@ Angles are in degrees, in the order yaw, pitch, roll.  An image is a uint8
 tensor (3, size, size), RGB; it becomes a network's float input on the device
 (`hopenet.normalize`), where that costs least.
 """
+import math
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import scipy.io
 import torch
 from PIL import Image
+from scipy.spatial.transform import Rotation
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -31,6 +33,8 @@ PROTOCOL_K = 0.2
 BLUR = np.ones((5, 5), np.float32) / 16
 BLUR[1:4, 1:4] = 0
 
+DRAWS = 14  # random numbers for a training image
+
 # The spellings in use: the releases', the document's and HopeNet's options.
 DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
             '300W_LP': '300W_LP', '300W-LP': '300W_LP',
@@ -39,6 +43,14 @@ DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
 
 class DataError(ValueError):
     """A file of the data set that cannot be used; the message names it."""
+
+
+class Augmentation(NamedTuple):
+    """What training may do beyond HopeNet's margin, shift, flip and blur."""
+    rotate: float = 0.0          # turn by up to so many degrees, in the plane
+    box_jitter: float = 0.0      # move and scale the box by up to this share
+    color_jitter: float = 0.0    # change brightness, contrast and saturation
+    low_resolution: float = 0.0  # of this share of the images, up to 4 times
 
 
 class Annotations(NamedTuple):
@@ -216,11 +228,11 @@ def protocol_crop(image, box, size=224):
     return image.crop((left, top, left + size, top + size))
 
 
-def training_crop(image, box, draws, size=224):
+def training_crop(image, box, draws, size=224, turn=0.0):
     """Crops a face with HopeNet's random margin, shift, flip and blur.
 
-    Crop, resize, random crop and flip are one affine warp; it replaces four
-    passes of Pillow and differs from them by a fraction of a grey level.
+    Crop, resize, random crop, flip and turn are one affine warp; it replaces
+    four passes of Pillow and differs from them by a fraction of a grey level.
 
     Args:
         image: uint8 array (H, W, 3).
@@ -228,37 +240,113 @@ def training_crop(image, box, draws, size=224):
         draws: five numbers in [0, 1): margin, shift across and down, flip,
             blur.
         size: side of the result, pixels.
+        turn: degrees, clockwise, about the centre of the crop.
 
     Returns:
         The crop, a uint8 array (size, size, 3), and whether it is flipped.
     """
-    k, across, down = 0.2 + 0.2 * draws[0], draws[1], draws[2]
-    flip, blur = draws[3] < 0.5, draws[4] < 0.05
+    k = 0.2 + 0.2 * draws[0]
+    flip, blur = bool(draws[3] < 0.5), draws[4] < 0.05
     if blur:
         image = cv2.filter2D(image, -1, BLUR)
     x_min, y_min, x_max, y_max = expand_box(box, k, TRAIN_SIDE)
     wide, high = x_max - x_min, y_max - y_min
     width, height = resized(wide, high, round(size * 240 / 224))
-    left = int(across * (width - size + 1))
-    top = int(down * (height - size + 1))
-    scale_x, scale_y = wide / width, high / height
-    if max(scale_x, scale_y) > 1.25:
+    left = int(draws[1] * (width - size + 1))
+    top = int(draws[2] * (height - size + 1))
+    if max(wide / width, high / height) > 1.25:
         # A warp reads 2x2 pixels; to shrink by more, Pillow reads them all.
-        face = Image.fromarray(image).crop((x_min, y_min, x_max, y_max))
-        face = np.asarray(face.resize((width, height),
-                                      Image.Resampling.BILINEAR))
-        face = face[:, ::-1] if flip else face
-        return np.ascontiguousarray(
-            face[top:top + size, left:left + size]), bool(flip)
-    # The map from the result's pixels to the image's; their centres lie at
-    # half units.
-    matrix = np.array([[scale_x, 0, x_min + (left + 0.5) * scale_x - 0.5],
-                       [0, scale_y, y_min + (top + 0.5) * scale_y - 0.5]])
+        # The rim is what a turn brings in from beyond the box.
+        rim = math.ceil(0.21 * size * wide / width) if turn else 0
+        shape = (round((wide + 2 * rim) * width / wide),
+                 round((high + 2 * rim) * height / high))
+        image = np.asarray(Image.fromarray(image).crop(
+            (x_min - rim, y_min - rim, x_max + rim, y_max + rim)).resize(
+                shape, Image.Resampling.BILINEAR))
+        across, down = (shape[0] / (wide + 2 * rim),
+                        shape[1] / (high + 2 * rim))
+        x_min, y_min = rim * across, rim * down
+        wide, high = wide * across, high * down
+    # The map from the result's plane to the image's.
+    scale_x, scale_y = wide / width, high / height
+    matrix = np.array([[scale_x, 0, x_min + left * scale_x],
+                       [0, scale_y, y_min + top * scale_y]])
     if flip:
-        matrix[0] = -scale_x, 0, x_max - (left + 0.5) * scale_x - 0.5
+        matrix[0] = -scale_x, 0, x_min + wide - left * scale_x
+    if turn:
+        about = cv2.getRotationMatrix2D((size / 2, size / 2), turn, 1)
+        matrix = matrix @ np.vstack((about, (0, 0, 1)))
+    matrix[:, 2] += matrix[:, :2].sum(1) / 2 - 0.5  # pixels' centres
     crop = cv2.warpAffine(image, matrix, (size, size),
                           flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    return crop, bool(flip)
+    return crop, flip
+
+
+def jittered(box, amount, draws):
+    """Returns a box moved by up to half of `amount`, and scaled by up to it.
+
+    Detectors, and AFLW2000's 21 landmarks, frame a face otherwise than
+    300W-LP's 68 do.
+
+    Args:
+        box: x_min, y_min, x_max, y_max.
+        amount: share of the box's size.
+        draws: three numbers in [0, 1): across, down, size.
+    """
+    across, down, scale = amount * (2 * np.asarray(draws) - 1)
+    size = np.subtract(box[2:], box[:2])
+    center = np.add(box[2:], box[:2]) / 2 + size * (across, down) / 2
+    half = size * (1 + scale) / 2
+    return np.concatenate((center - half, center + half))
+
+
+def turned(angles, degrees):
+    """Returns the angles of a head whose picture is turned clockwise.
+
+    Not an addition to roll: the turn comes after the head's own rotation.
+
+    Args:
+        angles: array (3,), degrees: yaw, pitch, roll.
+        degrees: of the turn.
+
+    Returns:
+        float64 array (3,): of the two triples that mean the new rotation,
+        the one nearer to the old.
+    """
+    # 3DDFA's R = Rx Ry Rz, all of the inverse sense, in axes with y upwards.
+    head = Rotation.from_euler('XYZ', np.negative(angles)[[1, 0, 2]],
+                               degrees=True)
+    turn = Rotation.from_euler('Z', -degrees, degrees=True)
+    pitch, yaw, roll = -(turn * head).as_euler('XYZ', degrees=True)
+    triples = np.array([[yaw, pitch, roll],
+                        [180 - yaw, pitch + 180, roll + 180]])
+    triples = (triples + 180) % 360 - 180
+    return min(triples, key=lambda triple: np.abs(triple - angles).sum())
+
+
+def recolored(image, amount, draws):
+    """Changes brightness, contrast and saturation, each by up to `amount`.
+
+    Args:
+        image: uint8 array (H, W, 3), RGB.
+        amount: share of the value, below 1.
+        draws: three numbers in [0, 1).
+    """
+    brightness, contrast, saturation = 1 + amount * (2 * draws - 1)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    middle = grey.mean() * brightness * (1 - contrast)
+    image = cv2.addWeighted(image, saturation,
+                            cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB),
+                            1 - saturation, 0)
+    return cv2.addWeighted(image, brightness * contrast, image, 0, middle)
+
+
+def coarsened(image, draw):
+    """Takes the detail out that a picture of up to 4 times fewer has not."""
+    size = image.shape[1::-1]
+    small = [max(1, round(side / (1 + 3 * draw))) for side in size]
+    return cv2.resize(cv2.resize(image, small, interpolation=cv2.INTER_AREA),
+                      size, interpolation=cv2.INTER_LINEAR)
 
 
 # ---------------------------------------------------------------- loading
@@ -294,15 +382,17 @@ class PoseDataset:
         size: side of the crops, pixels.
         augment: training crops; else the protocol's test crop.
         seed: of the augmentation.
+        more: augmentation beyond HopeNet's.
     """
 
     def __init__(self, data_dir, annotations, size=224, augment=False,
-                 seed=0):
+                 seed=0, more=Augmentation()):
         self.data_dir = data_dir
         self.annotations = annotations
         self.size = size
         self.augment = augment
         self.seed = seed
+        self.more = more
         self._draws = None, None  # the epoch that they are for, and they
 
     def __len__(self):
@@ -314,12 +404,12 @@ class PoseDataset:
                             self.annotations.names[index] + '.jpg')
 
     def draws(self, epoch):
-        """Returns the random numbers of an epoch, (N, 5) in [0, 1)."""
+        """Returns the random numbers of an epoch, (N, DRAWS) in [0, 1)."""
         if self._draws[0] != epoch:
             generator = torch.Generator().manual_seed(
                 self.seed * 1_000_003 + epoch)
             self._draws = epoch, torch.rand(
-                len(self), 5, generator=generator).numpy()
+                len(self), DRAWS, generator=generator).numpy()
         return self._draws[1]
 
     def __getitem__(self, key):
@@ -336,21 +426,48 @@ class PoseDataset:
         """
         epoch, index = key
         path, box = self.path(index), self.annotations.boxes[index]
-        angles = torch.from_numpy(self.annotations.angles[index].copy())
+        angles = self.annotations.angles[index]
         try:
             if self.augment:
-                image, flipped = training_crop(
-                    read_training_image(path), box,
-                    self.draws(epoch)[index], self.size)
-                if flipped:
-                    angles *= torch.tensor([-1.0, 1.0, -1.0])
+                image, angles = self.augmented(
+                    read_training_image(path), box, angles,
+                    self.draws(epoch)[index])
             else:
                 image = np.array(protocol_crop(
                     Image.open(path).convert('RGB'), box, self.size))
         except (OSError, SyntaxError) as error:  # Pillow raises both
             raise DataError(f'{path}: cannot be read as an image '
                             f'({error})') from None
-        return torch.from_numpy(image).permute(2, 0, 1), angles, index
+        return (torch.from_numpy(image).permute(2, 0, 1),
+                torch.tensor(angles, dtype=torch.float32), index)
+
+    def augmented(self, image, box, angles, draws):
+        """Returns a training crop and the angles of the head in it.
+
+        Args:
+            image: RGB array (H, W, 3).
+            box: of the landmarks.
+            angles: (3,) degrees.
+            draws: DRAWS numbers in [0, 1).
+        """
+        more, turn = self.more, 0.0
+        if more.box_jitter:
+            box = jittered(box, more.box_jitter, draws[5:8])
+        if draws[3] < 0.5:  # as training_crop flips
+            angles = angles * np.float32([-1, 1, -1])
+        if more.rotate:
+            turn = more.rotate * (2 * float(draws[8]) - 1)
+            new = turned(angles, turn)
+            if beyond_range(new):
+                turn = 0.0  # there are no bins for the head so turned
+            else:
+                angles = new
+        image, _ = training_crop(image, box, draws, self.size, turn)
+        if draws[9] < more.low_resolution:
+            image = coarsened(image, draws[10])
+        if more.color_jitter:
+            image = recolored(image, more.color_jitter, draws[11:14])
+        return image, angles
 
 
 class Batches:
@@ -479,8 +596,10 @@ def training_loaders(options):
                                    options.landmarks)
     training, validation = split(annotations.names, options.split,
                                  options.split_seed)
+    more = Augmentation(*(getattr(options, name)
+                          for name in Augmentation._fields))
     train_set = PoseDataset(options.data_dir, annotations, options.image_size,
-                            options.augment, options.seed)
+                            options.augment, options.seed, more)
     val_set = PoseDataset(options.data_dir, annotations, options.image_size)
     return tuple(
         make_loader(dataset, Batches(indices, options.batch_size, shuffle,

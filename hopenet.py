@@ -10,12 +10,14 @@ Angles are in degrees, in the order yaw, pitch, roll, with the signs of
 pitch lifts the chin, positive roll tilts the head clockwise as we see it.
 """
 import contextlib
+import copy
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import ResNet50_Weights
@@ -29,6 +31,7 @@ BIN_WIDTH = 3.0     # degrees
 MIN_ANGLE = -99.0   # degrees, the lower edge of bin 0
 HEADS = tuple(f'fc_{axis}' for axis in AXES)
 HEAD_FACTOR = 5     # HopeNet trains the fresh heads at 5 times the base rate
+ATTENTIONS = ('cbam', 'none')
 
 # ImageNet's statistics, in the units of 8-bit pixels.
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -226,7 +229,8 @@ class PoseNetwork(nn.Module):
         for name in self.stem if norms else ():
             self.get_submodule(name).requires_grad_(False)
 
-    def parameter_groups(self, lr, as_published=False):
+    def parameter_groups(self, lr, as_published=False,
+                         head_factor=HEAD_FACTOR):
         """Returns Adam's groups: the trained backbone, and faster heads.
 
         Every parameter that is not frozen is in exactly one group.
@@ -235,10 +239,11 @@ class PoseNetwork(nn.Module):
             lr: base learning rate.
             as_published: multiply each rate by how often the released code
                 stepped the parameter, and freeze the heads it left out.
+            head_factor: learning rate of the heads over the backbone's.
         """
         groups = {}
         for name, parameter in self.named_parameters():
-            factor = HEAD_FACTOR if name.startswith(HEADS) else 1
+            factor = head_factor if name.startswith(HEADS) else 1
             if as_published:
                 factor *= next((times for part, times
                                 in self.published_factors if part in name), 1)
@@ -274,21 +279,38 @@ def same_statistics(module):
             norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
-class CBAMBottleneck(Bottleneck):
-    """ResNet's bottleneck with CBAM before the residual sum."""
+def conv_norm(conv, norm, x):
+    """Applies a convolution and its batch norm, in one pass if it can.
 
-    def __init__(self, inplanes, planes, *args, **kwargs):
-        super().__init__(inplanes, planes, *args, **kwargs)
-        self.cbam = CBAM(planes * self.expansion)
+    Frozen statistics make of a batch norm a factor and an offset for each
+    channel.  Put into the convolution's weights, where gradients still reach
+    all parameters, they save a pass over the activations forward, two
+    backward, and keeping the convolution's output in memory.
+    """
+    if norm.training or not torch.is_grad_enabled():
+        return norm(conv(x))
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return F.conv2d(
+        x, conv.weight * scale[:, None, None, None],
+        norm.bias - norm.running_mean * scale,
+        conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+class AttentionBottleneck(Bottleneck):
+    """ResNet's bottleneck, with room for CBAM before the residual sum."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.cbam = nn.Identity()
 
     def forward(self, x):
         """Maps (N, C, H, W) as `Bottleneck.forward` does, attention added."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.cbam(self.bn3(self.conv3(out)))
-        identity = x if self.downsample is None else self.downsample(x)
-        out += identity
-        return self.relu(out)
+        out = self.relu(conv_norm(self.conv1, self.bn1, x))
+        out = self.relu(conv_norm(self.conv2, self.bn2, out))
+        out = self.cbam(conv_norm(self.conv3, self.bn3, out))
+        if self.downsample is not None:
+            x = conv_norm(*self.downsample, x)
+        return self.relu(out + x)
 
 
 class AttNet(PoseNetwork, ResNet):
@@ -303,11 +325,13 @@ class AttNet(PoseNetwork, ResNet):
     published_factors = (('.cbam.', 6), ('.downsample.', 4), ('layer', 3))
 
     def __init__(self, attention='cbam'):
-        blocks = {'cbam': CBAMBottleneck, 'none': Bottleneck}
-        if attention not in blocks:
+        if attention not in ATTENTIONS:
             raise ValueError(f'attention is {attention!r}, not one of '
-                             + ', '.join(blocks))
-        super().__init__(blocks[attention], [3, 4, 6, 3])
+                             + ', '.join(ATTENTIONS))
+        super().__init__(AttentionBottleneck, [3, 4, 6, 3])
+        if attention == 'cbam':
+            for block in self.blocks():
+                block.cbam = CBAM(block.conv3.out_channels)
         self.add_heads(self.fc.in_features,
                        {'network': 'attnet', 'attention': attention})
 
@@ -331,10 +355,13 @@ class AttNet(PoseNetwork, ResNet):
     def forward(self, x):
         """Maps (N, 3, H, W) to logits (N, 3, 66)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            for block in layer:
-                x = self.run(block, x)
+        for block in self.blocks():
+            x = self.run(block, x)
         return self.logits(self.avgpool(x).flatten(1))
+
+    def blocks(self):
+        """Returns the 16 bottlenecks, in their order."""
+        return [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
 
 
 # ------------------------------------------------------------ the weights
@@ -381,6 +408,23 @@ def load_exactly(model, state, may_miss=()):
         raise WeightsError(f'the weights do not fit {model.title}, keys: '
                            + '; '.join(problems))
     model.load_state_dict(state, strict=False)
+
+
+def for_inference(model):
+    """Returns a copy that computes the same faster, and cannot be trained.
+
+    Batch norms become part of the convolutions before them, which in both
+    networks are declared, and run, one after the other.
+    """
+    model = copy.deepcopy(model).eval()
+    for module in list(model.modules()):
+        children = list(module.named_children())
+        for (first, conv), (second, norm) in zip(children, children[1:]):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm,
+                                                          nn.BatchNorm2d):
+                setattr(module, first, fuse_conv_bn_eval(conv, norm))
+                setattr(module, second, nn.Identity())
+    return model.to(memory_format=torch.channels_last)
 
 
 def summary(model, parameters, checkpoint, size=224):

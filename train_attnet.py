@@ -6,7 +6,7 @@
 """
 import sys
 
-from torch.optim import Adam
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
 import utils
@@ -24,8 +24,15 @@ def main(argv=None):
     model = AttNet(options.attention)
     resumed = utils.initial_weights(model, options)
     model.to(options.device)
-    optimizer = Adam(model.parameter_groups(options.lr, options.as_published))
-    scheduler = MultiStepLR(optimizer, options.lr_steps, gamma=0.1)
+    # Adam, unless there is weight decay; one kernel for all parameters.
+    optimizer = AdamW(
+        model.parameter_groups(options.lr, options.as_published,
+                               options.head_factor),
+        weight_decay=options.weight_decay, fused=True)
+    if options.one_cycle:
+        scheduler = utils.one_cycle(optimizer, options.num_epochs)
+    else:
+        scheduler = MultiStepLR(optimizer, options.lr_steps, gamma=0.1)
     utils.fit(model, loaders, optimizer, scheduler, options, resumed)
 
 

@@ -10,6 +10,7 @@ import functools
 import gc
 import hashlib
 import json
+import math
 import os
 import platform
 import shlex
@@ -28,10 +29,11 @@ import torchvision
 from matplotlib.figure import Figure
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from hopenet import (AXES, WeightsError, decode, draw_pose, load_exactly,
-                     normalize, plain_keys, pose_loss)
+from hopenet import (AXES, HEAD_FACTOR, WeightsError, decode, draw_pose,
+                     load_exactly, normalize, plain_keys, pose_loss)
 
 CHECK_EVERY = 50  # steps between two looks at the losses on the device
 YAW_RANGES = ((0, 30), (30, 60), (60, 90))
@@ -70,15 +72,23 @@ class Evaluation(NamedTuple):
 
 # ----------------------------------------------------------------- options
 
-def number(kind, low):
-    """Returns an argparse type: an int or float of at least `low`."""
+def number(kind, low, high=math.inf):
+    """Returns an argparse type: an int or float from `low` to `high`."""
     def checked(text):
         value = kind(text)
-        if not value >= low:  # NaN, too
+        if not low <= value <= high:  # NaN, too
             raise ValueError
         return value
     checked.__name__ = f'{kind.__name__} of at least {low}'  # for its message
+    if high < math.inf:
+        checked.__name__ += f' and at most {high}'
     return checked
+
+
+def loaders_default():
+    """Returns how many processes should load images for this one."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(8, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
 
 
 def base_parser(description, data_dir, batch_size=32):
@@ -98,8 +108,9 @@ def base_parser(description, data_dir, batch_size=32):
         help="box around AFLW2000's visible landmarks, or (the published "
         'protocol) all, with those at x=-1; default: visible')
     add('--workers', type=number(int, 0), metavar='N',
-        default=min(8, os.cpu_count()),
-        help='processes that load images; default: the cores, at most 8')
+        default=loaders_default(),
+        help='processes that load images; default: the cores, at most 8 for '
+        'each process that trains')
     return parser
 
 
@@ -114,9 +125,16 @@ def training_parser(description, output):
     add('--dataset', default='Pose_300W_LP', metavar='NAME')
     add('--num_epochs', type=number(int, 1), default=25, metavar='N')
     add('--lr', type=number(float, 0), default=1e-5,
-        help='base learning rate; the heads have 5 times as much')
+        help='base learning rate')
     add('--lr_steps', type=number(int, 1), nargs='*', default=[8, 18],
         metavar='EPOCH', help='epochs after which it falls to a tenth')
+    add('--head_factor', type=number(float, 0), default=HEAD_FACTOR,
+        help=f'learning rate of the heads over the base; default: '
+        f'{HEAD_FACTOR}')
+    add('--one_cycle', action='store_true',
+        help='warm up for a tenth of the epochs, then fall along a cosine, '
+        'instead of --lr_steps')
+    add('--weight_decay', type=number(float, 0), default=0.0)
     add('--alpha', type=number(float, 0), default=2.0,
         help='weight of the squared error in the loss')
     add('--pretrained', default='imagenet', metavar='imagenet|none|FILE',
@@ -132,9 +150,26 @@ def training_parser(description, output):
         help='of initial weights, order and augmentation')
     add('--output', default=output, metavar='FILE',
         help=f'best checkpoint; others are named after it; default: {output}')
+    add_augmentation(parser.add_argument_group(
+        "augmentation beyond HopeNet's"))
     add_run_options(parser.add_argument_group('long runs'))
     add_cost_options(parser.add_argument_group('memory and speed'))
     return parser
+
+
+def add_augmentation(group):
+    """Adds what training may do to its images; see `datasets`."""
+    add = group.add_argument
+    add('--rotate', type=number(float, 0), default=0.0, metavar='DEGREES',
+        help='turn each image in its plane, by up to so much')
+    add('--box_jitter', type=number(float, 0, 0.5), default=0.0,
+        metavar='SHARE', help='scale the face box by up to this share of its '
+        'size, and move it by up to half of that')
+    add('--color_jitter', type=number(float, 0, 0.9), default=0.0,
+        metavar='SHARE',
+        help='change brightness, contrast and saturation by up to this')
+    add('--low_resolution', type=number(float, 0, 1), default=0.0,
+        metavar='SHARE', help='take detail out of this share of the images')
 
 
 def add_run_options(group):
@@ -159,7 +194,9 @@ def add_cost_options(group):
     add('--amp', choices=('auto', *AMP_TYPES, 'off'), default='auto',
         help='mixed precision; auto: bf16 on GPUs that have it')
     add('--channels_last', action=argparse.BooleanOptionalAction,
-        help='memory layout of images; default: on GPUs')
+        default=True, help='memory layout of images')
+    add('--compile', action='store_true',
+        help='torch.compile: minutes at the start, then faster steps')
     add('--accumulate', type=number(int, 1), default=1, metavar='N',
         help='compute each batch in N parts, one after the other')
     add('--checkpoint_activations', action='store_true',
@@ -247,8 +284,6 @@ def settle(parser, options):
         options.amp = 'bf16' if has_bf16 else 'off'
     if options.amp == 'fp16' and not on_gpu:
         parser.error('argument --amp: fp16 needs a GPU')
-    if options.channels_last is None:
-        options.channels_last = on_gpu
     if options.as_published:
         options.split = 'image'
     if options.resume == '':
@@ -462,6 +497,18 @@ def download(weights):
 
 # ---------------------------------------------------------------- training
 
+def one_cycle(optimizer, epochs):
+    """Returns a schedule from and to nearly 0, one step an epoch.
+
+    Each group rises to its own rate in a tenth of the epochs and falls along
+    a cosine (Smith and Topin 2019, as PyTorch has it).
+    """
+    return OneCycleLR(optimizer, [group['lr'] for group
+                                  in optimizer.param_groups],
+                      total_steps=epochs, pct_start=0.1,
+                      cycle_momentum=False)
+
+
 def initial_weights(model, options):
     """Loads what a run starts from: pretrained weights, or a checkpoint.
 
@@ -502,9 +549,12 @@ def run_options(options):
 
 def refuse_differences(before, now, options):
     """Raises RunError if what makes a run is not what it was."""
+    free = set(FREE_OPTIONS)
+    if now.get('one_cycle'):
+        free -= {'num_epochs'}  # the schedule is made for their number
     changed = [f'{name} (was {before.get(name)}, is {now.get(name)})'
                for name in sorted(before.keys() | now.keys())
-               if name not in FREE_OPTIONS
+               if name not in free
                and before.get(name) != now.get(name)]
     if changed and not options.override:
         raise RunError(f'{options.resume}: is of another run: '
@@ -764,6 +814,9 @@ class Run:
             if options.device != 'cpu':  # its statistics need a GPU
                 torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
             self.forward = DistributedDataParallel(model)
+        if options.compile:
+            # The last batch of an epoch is smaller: it is compiled, too.
+            self.forward = torch.compile(self.forward, dynamic=False)
         self.rows = []
         self.provenance = provenance(options, loaders)
         self.seconds = 0.0
