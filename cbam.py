@@ -21,7 +21,12 @@ class ChannelGate(nn.Module):
     Args:
         channels: C, the channels of the input.
         reduction: the hidden layer has C // reduction units (the paper: 16).
+
+    Attributes:
+        inplace: write over the input; only where no gradients are needed.
     """
+
+    inplace = False
 
     def __init__(self, channels, reduction=16):
         super().__init__()
@@ -36,19 +41,28 @@ class ChannelGate(nn.Module):
 
     def forward(self, x):
         """Maps (N, C, H, W) to the same shape."""
-        average = x.mean((2, 3))  # (N, C)
-        # As the release, all of a maximum's gradient to one position: amax
-        # shares it among ties, and is six times slower in the backward pass.
-        maximum = F.adaptive_max_pool2d(x, 1).flatten(1)
-        gate = torch.sigmoid(self.mlp(average) + self.mlp(maximum))
-        return x * gate[:, :, None, None]
+        if torch.is_grad_enabled():
+            # As in the release, one position gets all of the gradient; amax
+            # shares it among ties, and its backward pass takes six times as
+            # long on a CPU.
+            maximum = F.adaptive_max_pool2d(x, 1).flatten(1)
+        else:
+            maximum = x.amax((2, 3))
+        pooled = torch.cat((x.mean((2, 3)), maximum))  # (2N, C)
+        gate = torch.sigmoid(sum(self.mlp(pooled).chunk(2)))[:, :, None, None]
+        return x.mul_(gate) if self.inplace else x * gate
 
 
 class SpatialGate(nn.Module):
     """Scales each position by a weight in (0, 1); section 3.2 of the paper.
 
     A 7x7 convolution reads the maximum and the mean over the channels.
+
+    Attributes:
+        inplace: as in `ChannelGate`.
     """
+
+    inplace = False
 
     def __init__(self):
         super().__init__()
@@ -59,11 +73,19 @@ class SpatialGate(nn.Module):
         # and leaves the pattern of pretrained features alone.
         nn.init.zeros_(self.spatial.bn.weight)
 
-    def forward(self, x):
-        """Maps (N, C, H, W) to the same shape."""
-        pooled = torch.cat((x.max(1, keepdim=True).values,
-                            x.mean(1, keepdim=True)), 1)  # (N, 2, H, W)
-        return x * torch.sigmoid(self.spatial(pooled))
+    def forward(self, x, residual=None):
+        """Maps (N, C, H, W) to the same shape; see `CBAM.forward`."""
+        if torch.is_grad_enabled():  # as in ChannelGate
+            maximum = x.max(1, keepdim=True).values
+        else:
+            maximum = x.amax(1, keepdim=True)
+        pooled = torch.cat((maximum, x.mean(1, keepdim=True)), 1)
+        gate = torch.sigmoid(self.spatial(pooled))  # (N, 1, H, W)
+        if residual is None:
+            return x * gate
+        if self.inplace:
+            return torch.addcmul(residual, x, gate, out=x)
+        return torch.addcmul(residual, x, gate)
 
 
 class CBAM(nn.Module):
@@ -79,6 +101,12 @@ class CBAM(nn.Module):
         self.ChannelGate = ChannelGate(channels, reduction)
         self.SpatialGate = SpatialGate()
 
-    def forward(self, x):
-        """Maps (N, C, H, W) to the same shape."""
-        return self.SpatialGate(self.ChannelGate(x))
+    def forward(self, x, residual=None):
+        """Maps (N, C, H, W) to the same shape.
+
+        Args:
+            x: the features to attend to.
+            residual: what to add to them afterwards, of the same shape; here
+                it costs no pass of its own.
+        """
+        return self.SpatialGate(self.ChannelGate(x), residual)

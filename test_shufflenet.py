@@ -6,6 +6,7 @@ import sys
 
 import utils
 from datasets import DATASETS, DataError, evaluation_loader
+from hopenet import for_inference
 from shufflenet import ShuffleNet
 
 
@@ -16,7 +17,8 @@ def main(argv=None):
     model, content = utils.load_network(options.snapshot, ShuffleNet)
     options.image_size = utils.image_size(options, content)
     loader = evaluation_loader(options)
-    result = utils.evaluate(model.to(options.device), loader, options)
+    model = for_inference(model.to(options.device), options.image_size)
+    result = utils.evaluate(model, loader, options)
     utils.report_test(result, loader.dataset, options)
 
 

@@ -9,13 +9,13 @@ import scipy.io
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFilter
+from PIL import Image
 from torchvision import transforms
 
 import datasets
 from datasets import DataError
 from hopenet import normalize
-from tests import sample_data
+from tests import original, sample_data
 
 COORDINATE = st.floats(-500, 900)
 
@@ -97,16 +97,6 @@ def test_the_range_is_the_bins():
 
 # --------------------------------------------------------------------- crops
 
-def published_margins(box, k, side):
-    """HopeNet's lines, as its data sets spell them."""
-    x_min, y_min, x_max, y_max = box
-    x_min -= side * k * abs(x_max - x_min)
-    y_min -= 2 * k * abs(y_max - y_min)
-    x_max += side * k * abs(x_max - x_min)
-    y_max += 0.6 * k * abs(y_max - y_min)
-    return int(x_min), int(y_min), int(x_max), int(y_max)
-
-
 boxes = st.tuples(COORDINATE, COORDINATE, st.floats(8, 500),
                   st.floats(8, 500)).map(
     lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
@@ -114,7 +104,7 @@ boxes = st.tuples(COORDINATE, COORDINATE, st.floats(8, 500),
 
 @given(boxes, st.floats(0.2, 0.4), st.sampled_from([0.6, 2.0]))
 def test_margins_are_the_published(box, k, side):
-    assert datasets.expand_box(box, k, side) == published_margins(
+    assert datasets.expand_box(box, k, side) == original.margins(
         box, k, side)
 
 
@@ -134,35 +124,21 @@ def test_the_protocol_crop_is_the_published_pipeline(box, size):
         transforms.Resize(size), transforms.CenterCrop(size),
         transforms.ToTensor(),
         transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
-    expected = published(image.crop(published_margins(box, 0.2, 2)))
+    expected = published(image.crop(original.margins(box, 0.2, 2)))
     ours = np.array(datasets.protocol_crop(image, box, size))
     ours = normalize(torch.from_numpy(ours).permute(2, 0, 1)[None])[0]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
-
-
-def pillow_training_crop(image, box, draws, size=224):
-    """HopeNet's training transforms, step by step, for given draws."""
-    image = image.crop(published_margins(box, 0.2 + 0.2 * draws[0], 0.6))
-    flip = draws[3] < 0.5
-    if flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if draws[4] < 0.05:
-        image = image.filter(ImageFilter.BLUR)
-    image = transforms.Resize(round(size * 240 / 224))(image)
-    left = int(draws[1] * (image.width - size + 1))
-    top = int(draws[2] * (image.height - size + 1))
-    return image.crop((left, top, left + size, top + size)), flip
 
 
 def grey_levels_apart(image, box, draws, size=224):
     """Mean difference of the fast crop from Pillow's, inside the image."""
     ours, flipped = datasets.training_crop(np.asarray(image), box, draws,
                                            size)
-    theirs, flip = pillow_training_crop(image, box, draws, size)
+    theirs, flip = original.training_crop(image, box, draws, size)
     assert flipped == flip
     # A picture of ones in the same crop shows what is inside the image.
     white = Image.new('RGB', image.size, (255, 255, 255))
-    inside = np.asarray(pillow_training_crop(
+    inside = np.asarray(original.training_crop(
         white, box, (*draws[:4], 1), size)[0]) == 255
     difference = np.abs(ours.astype(float) - np.asarray(theirs, float))
     return difference[inside].mean()

@@ -1,4 +1,5 @@
 """The networks and the method, against second implementations."""
+import copy
 import itertools
 
 import numpy as np
@@ -15,6 +16,7 @@ import shufflenet
 from cbam import CBAM
 from hopenet import AttNet, WeightsError
 from shufflenet import ShuffleNet
+from tests import original
 
 ANGLES = st.floats(-99, 99, width=32)
 
@@ -48,24 +50,21 @@ def test_features_are_torchvisions(reference, own):
         assert torch.equal(features(own, images), reference(images))
 
 
-def official_cbam(module, x):
-    """CBAM as its release computes it, with full-size pooling kernels."""
-    mlp = module.ChannelGate.mlp
-    size = x.shape[2:]
-    gate = sum(mlp(pool(x, size, stride=size))
-               for pool in (F.avg_pool2d, F.max_pool2d))
-    x = x * torch.sigmoid(gate)[:, :, None, None].expand_as(x)
-    pooled = torch.cat((torch.max(x, 1)[0].unsqueeze(1),
-                        torch.mean(x, 1).unsqueeze(1)), dim=1)
-    return x * torch.sigmoid(module.SpatialGate.spatial(pooled))
-
-
-def test_cbam_is_the_releases():
+@pytest.mark.parametrize('gradients', [False, True])
+def test_cbam_is_the_releases(gradients):
     torch.manual_seed(0)
     module = CBAM(64).eval()
     torch.nn.init.ones_(module.SpatialGate.spatial.bn.weight)
-    x = torch.randn(2, 64, 7, 9)
-    torch.testing.assert_close(module(x), official_cbam(module, x))
+    release = original.plain(copy.deepcopy(module))
+    x = torch.randn(2, 64, 7, 9, requires_grad=gradients)
+    residual = torch.randn(2, 64, 7, 9)
+    with torch.set_grad_enabled(gradients):
+        ours, theirs = module(x), release(x)
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(module(x, residual), theirs + residual)
+    if gradients:
+        torch.testing.assert_close(torch.autograd.grad(ours.sum(), x),
+                                   torch.autograd.grad(theirs.sum(), x))
 
 
 def test_fresh_spatial_gate_is_even():
@@ -249,6 +248,56 @@ def test_an_official_cbam_file_freezes_all_statistics(attnet):
     model.freeze_statistics()
     assert not any(module.training for module in model.modules()
                    if isinstance(module, torch.nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize('attention', hopenet.ATTENTIONS)
+def test_frozen_norms_in_the_convolutions_change_no_gradient(attention,
+                                                             monkeypatch):
+    torch.manual_seed(0)
+    model = AttNet(attention)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    model.load_pretrained(model.state_dict())
+    model.train().freeze_statistics()
+    model.double()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    results = []
+    for apply in (hopenet.conv_norm, lambda conv, norm, x: norm(conv(x))):
+        monkeypatch.setattr(hopenet, 'conv_norm', apply)
+        model.zero_grad()
+        logits = model(images)
+        logits.square().sum().backward()
+        results.append([logits] + [p.grad for p in model.parameters()])
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize('make', [AttNet, lambda: AttNet('none'), ShuffleNet])
+def test_inference_is_the_plain_networks_within_a_thousandth_of_a_degree(
+        make):
+    torch.manual_seed(0)
+    model = make().train()
+    for _ in range(2):  # statistics other than those of a fresh network
+        model(torch.randn(4, 3, 64, 64))
+    fast = hopenet.for_inference(model, 96)
+    for size in (96, 64):  # also of another than it was made for
+        images = torch.randn(3, 3, size, size)
+        with torch.inference_mode():
+            apart = hopenet.decode(model.eval()(images)) - hopenet.decode(
+                fast(images))
+        assert apart.abs().max() < 1e-3
+    assert not any(isinstance(module, torch.nn.BatchNorm2d)
+                   for module in fast.modules())
+    assert model.state_dict().keys() == make().state_dict().keys()
+
+
+def test_inference_does_without_the_packed_layout(monkeypatch):
+    monkeypatch.setattr(hopenet, 'can_pack', lambda: False)
+    test_inference_is_the_plain_networks_within_a_thousandth_of_a_degree(
+        ShuffleNet)
 
 
 def test_a_fresh_network_has_live_statistics():

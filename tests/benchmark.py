@@ -1,0 +1,326 @@
+"""Times this project against what the document's code did, in one run.
+
+    python -m tests.benchmark             a table, and output/benchmark.json
+    python -m tests.benchmark --quick     seconds: only that everything runs
+
+Both sides take turns, so that a machine whose speed drifts slows both; the
+ratio is the median over the rounds' ratios.  The other side is
+`tests.original`: two .mat files, Pillow and float pixels for each image;
+float32, NCHW, gradients everywhere and full-size pooling kernels for each
+step.  With HEADPOSE_REAL_DATA the images are the real 300W-LP pairs in it,
+else rendered ones.
+"""
+import argparse
+import datetime
+import json
+import os
+import platform
+import tempfile
+import time
+from statistics import median
+
+import cv2
+import pandas as pd
+import torch
+import torchvision
+from torch.utils.data import DataLoader
+
+import datasets
+import filename_generator
+import utils
+from hopenet import AttNet, for_inference, pose_loss
+from shufflenet import ShuffleNet
+from tests import original, sample_data
+
+EPOCH = 55_102    # images: nine tenths of 300W-LP's 61,225
+PAIRS = 61_225
+BATCHES = {AttNet: (32,), ShuffleNet: (32, 128)}  # on a CPU
+GPU_BATCHES = (32, 128)
+
+
+def parse(argv=None):
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--quick', action='store_true',
+                        help='tiny sizes and one round')
+    parser.add_argument('--gpu', type=int, default=0, metavar='N',
+                        help='GPU to run on, -1 for the CPU')
+    parser.add_argument('--rounds', type=int, default=5, metavar='N')
+    parser.add_argument('--output', default='output/benchmark.json',
+                        metavar='FILE')
+    options = parser.parse_args(argv)
+    on_gpu = options.gpu >= 0 and torch.cuda.is_available()
+    options.device = f'cuda:{options.gpu}' if on_gpu else 'cpu'
+    options.size = 64 if options.quick else 224
+    if options.quick:
+        options.rounds = 1
+    return options
+
+
+def settings(options, *more):
+    """Returns a training's options, the recipe's own but for `more`."""
+    parser = utils.training_parser('', 'unused.pkl')
+    return utils.parse(parser, [
+        '--gpu', '-1' if options.device == 'cpu' else str(options.gpu),
+        '--image_size', str(options.size), *more], datasets.DATASETS)
+
+
+def seconds(function, device):
+    """Returns how long a call takes, the device's work included."""
+    start = time.perf_counter()
+    function()
+    if device != 'cpu':
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def take_turns(ours, theirs, options, images, rounds=None):
+    """Times two functions in turn, after a round that does not count.
+
+    Returns:
+        A dict: images/s of both, and the ratio.
+    """
+    times = [(seconds(ours, options.device), seconds(theirs, options.device))
+             for _ in range(1 + (rounds or options.rounds))][1:]
+    mine, other = (images / median(column) for column in zip(*times))
+    return {'here': mine, 'original': other,
+            'ratio': median(b / a for a, b in times)}
+
+
+def find_data(folder):
+    """Returns a 300W_LP folder with images, and its list's names."""
+    real = os.environ.get('HEADPOSE_REAL_DATA')
+    if real:
+        data = os.path.join(real, '300W_LP')
+    else:
+        data = os.path.join(folder, '300W_LP')
+        sample_data.write_sample(folder, photographs=16, renderings=4,
+                                 images=0)
+    filename_list = os.path.join(folder, 'list.txt')
+    status = filename_generator.main(['--dataset', '300W_LP', '--output',
+                                      filename_list, '--dataset_path', data])
+    if status:
+        raise SystemExit(status)
+    return data, datasets.read_list(filename_list), filename_list
+
+
+def input_pipeline(data, filename_list, options):
+    """(a) Training images a second, by number of workers."""
+    annotations = datasets.read_annotations(data, filename_list)
+    count = 64 if options.quick else 512
+    indices = [i % len(annotations.names) for i in range(count)]
+    dataset = datasets.PoseDataset(data, annotations, 224, augment=True)
+    old = torch.utils.data.Subset(
+        original.TrainingSet(data, annotations.names), indices)
+    workers = [n for n in (1, 2, 4, 8, 16) if n <= os.cpu_count()]
+    for number in workers[:1] if options.quick else workers:
+        ours = datasets.make_loader(dataset, datasets.Batches(indices, 32),
+                                    number)
+        theirs = DataLoader(old, 32, num_workers=number,
+                            persistent_workers=True)
+        yield {'what': f'(a) loading, {number} workers', 'unit': 'images/s',
+               **take_turns(lambda: list(map(len, ours)),
+                            lambda: list(map(len, theirs)), options, count)}
+
+
+def stepper(network, batch, options):
+    """Returns a function that takes a training step of the recipe's."""
+    run_options = settings(options)
+    model = pretrained(network).to(options.device,
+                                   memory_format=torch.channels_last)
+    utils.set_train_mode(model, run_options, 1)
+    optimizer = torch.optim.AdamW(model.parameter_groups(1e-5),
+                                  weight_decay=0, fused=True)
+    scaler = torch.amp.GradScaler(enabled=False)
+    images, angles = random_batch(batch, options)
+
+    def step():
+        optimizer.zero_grad()
+        utils.backward(model, images, angles, batch, run_options, scaler)
+        optimizer.step()
+    return step
+
+
+def plain_stepper(network, batch, options):
+    """Returns a function that takes a step as the document's code did."""
+    model = original.plain(network()).to(options.device).train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-5, foreach=False)
+    images, angles = random_batch(batch, options)
+    images = images.float() / 255
+
+    def step():
+        optimizer.zero_grad()
+        logits = model(images.to(options.device))
+        pose_loss(logits, angles.to(options.device)).mean().backward()
+        optimizer.step()
+    return step
+
+
+def pretrained(network):
+    """Returns a network in the state that ImageNet weights leave it in."""
+    model = network()
+    model.load_pretrained(model.state_dict())
+    return model
+
+
+def random_batch(batch, options):
+    """Returns uint8 images and angles."""
+    shape = batch, 3, options.size, options.size
+    return (torch.randint(256, shape, dtype=torch.uint8),
+            torch.rand(batch, 3) * 60 - 30)
+
+
+def training_steps(options):
+    """(b) Training images a second, and on a GPU the memory's peak."""
+    for network in (AttNet, ShuffleNet):
+        batches = BATCHES[network] if options.device == 'cpu' else GPU_BATCHES
+        for batch in (4,) if options.quick else batches:
+            steps = [make(network, batch, options)
+                     for make in (stepper, plain_stepper)]
+            row = take_turns(*steps, options, batch)
+            note = ''
+            if options.device != 'cpu':
+                note = ' against '.join(peak(step) for step in steps)
+            yield {'what': f'(b) step, {network.title}, batch {batch}',
+                   'unit': 'images/s', **row, 'note': note}
+
+
+def peak(step):
+    """Returns the GPU memory of a step, weights of both sides included."""
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return f'{torch.cuda.max_memory_allocated() / 2 ** 30:.2f} GiB'
+
+
+def epochs(data, filename_list, options):
+    """(c) A real epoch's throughput, over that on images in memory."""
+    annotations = datasets.read_annotations(data, filename_list)
+    for network, count in ((AttNet, 64), (ShuffleNet, 512)):
+        if options.device != 'cpu':
+            count = 8192
+        if options.quick:
+            count = 8
+        run_options = settings(options)
+        model = pretrained(network).to(options.device,
+                                       memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(model.parameter_groups(1e-5),
+                                      fused=True)
+        batches = datasets.Batches(
+            [i % len(annotations.names) for i in range(count)],
+            run_options.batch_size)
+        loader = datasets.make_loader(
+            datasets.PoseDataset(data, annotations, options.size, True),
+            batches, run_options.workers, run_options.pin_memory)
+        memory = InMemory(loader)
+
+        def epoch(source):
+            return lambda: utils.train_epoch(model, source, optimizer,
+                                             run_options, 1)
+        row = take_turns(epoch(loader), epoch(memory), options, count, 3)
+        yield {'what': f'(c) epoch, {network.title}, '
+               f'{run_options.workers} workers', 'unit': 'images/s',
+               'here': row['here'], 'ratio': 1 / row['ratio'],
+               'note': 'over that on images in memory'}
+
+
+class InMemory(list):
+    """The batches of a loader, loaded beforehand."""
+
+    def __init__(self, loader):
+        super().__init__(loader)
+        self.batch_sampler = loader.batch_sampler
+
+
+@torch.inference_mode()
+def inference(options):
+    """(d) Latency at batch 1, throughput at batch 32."""
+    for network in (AttNet, ShuffleNet):
+        model = network().to(options.device).eval()
+        fast = for_inference(model, options.size)
+        plain = original.plain(model)
+        for batch, repeats in ((1, 10), (32, 1)):
+            x = torch.rand(batch, 3, options.size, options.size,
+                           device=options.device)
+            row = take_turns(lambda: [fast(x) for _ in range(repeats)],
+                             lambda: [plain(x) for _ in range(repeats)],
+                             options, batch * repeats)
+            if batch == 1:
+                row['note'] = (f'{1000 / row["here"]:.1f} ms against '
+                               f'{1000 / row["original"]:.1f} ms')
+            yield {'what': f'(d) inference, {network.title}, batch {batch}',
+                   'unit': 'images/s', **row}
+
+
+def mat_reading(data, names, folder, options):
+    """(e) All of 300W-LP's .mat files, as a training reads them."""
+    path = os.path.join(folder, 'long_list.txt')
+    count = 100 if options.quick else 6000
+    with open(path, 'w', encoding='utf-8') as file:
+        file.writelines(f'{names[i % len(names)]}\n' for i in range(count))
+    taken = median(
+        seconds(lambda: datasets.read_annotations(data, path), 'cpu')
+        for _ in range(options.rounds))
+    yield {'what': '(e) .mat files', 'unit': 'files/s', 'here': count / taken,
+           'note': f'{PAIRS:,} in {PAIRS * taken / count:.1f} s'}
+
+
+def machine(options):
+    """Returns what the figures depend on."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as file:
+            name = next(line.split(':')[1].strip() for line in file
+                        if line.startswith('model name'))
+    except (OSError, StopIteration):
+        pass  # another system: its own name is the best there is
+    return {'date': datetime.datetime.now().isoformat(' ', 'seconds'),
+            'device': (name if options.device == 'cpu' else
+                       torch.cuda.get_device_name(options.device)),
+            'cores': os.cpu_count(), 'threads': torch.get_num_threads(),
+            'python': platform.python_version(),
+            'torch': torch.__version__,
+            'torchvision': torchvision.__version__,
+            'opencv': cv2.__version__, 'image size': options.size,
+            'images': ('real' if os.environ.get('HEADPOSE_REAL_DATA') else
+                       'rendered')}
+
+
+def projections(rows):
+    """Returns, for each network, what the whole recipe takes."""
+    for row in rows:
+        if row['what'].startswith('(c)'):
+            hours = 25 * EPOCH / row['here'] / 3600
+            yield (f'25 epochs of {EPOCH:,} images, '
+                   f'{row["what"].split(", ")[1]}: {hours:.1f} hours')
+
+
+def main(argv=None):
+    """Measures, prints the table and writes the JSON."""
+    options = parse(argv)
+    facts, rows = machine(options), []
+    print(', '.join(f'{key} {value}' for key, value in facts.items()))
+    with tempfile.TemporaryDirectory() as folder:
+        data, names, filename_list = find_data(folder)
+        for part in (input_pipeline(data, filename_list, options),
+                     training_steps(options),
+                     epochs(data, filename_list, options),
+                     inference(options),
+                     mat_reading(data, names, folder, options)):
+            for row in part:
+                rows.append(row)
+                print(f'  {row["what"]}: {row["here"]:.1f} {row["unit"]}',
+                      flush=True)
+    table = pd.DataFrame(rows)[['what', 'here', 'original', 'unit', 'ratio',
+                                'note']]
+    print(table.to_string(index=False, na_rep='', float_format='%.2f'))
+    for line in projections(rows):
+        print(line)
+    with utils.atomic(options.output) as path:
+        with open(path, 'w', encoding='utf-8') as file:
+            json.dump({'machine': facts, 'rows': rows}, file, indent=1)
+
+
+if __name__ == '__main__':
+    main()
