@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -268,7 +269,7 @@ class PoseNetwork(nn.Module):
 def same_statistics(module):
     """Lets batch norms work without counting: a second look at a batch."""
     norms = [norm for norm in module.modules()
-             if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+             if isinstance(norm, _BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -287,13 +288,29 @@ def conv_norm(conv, norm, x):
     all parameters, they save a pass over the activations forward, two
     backward, and keeping the convolution's output in memory.
     """
-    if norm.training or not torch.is_grad_enabled():
+    if (norm.training or not torch.is_grad_enabled()
+            or not isinstance(norm, _BatchNorm)):  # see for_inference
         return norm(conv(x))
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return F.conv2d(
         x, conv.weight * scale[:, None, None, None],
         norm.bias - norm.running_mean * scale,
         conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+class ConvNormSequential(nn.Sequential):
+    """A Sequential that applies `conv_norm` to each pair of its layers."""
+
+    def forward(self, x):
+        """Maps (N, C, H, W) as its layers do."""
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            if layers and isinstance(layers[0], _BatchNorm):
+                x = conv_norm(layer, layers.pop(0), x)
+            else:
+                x = layer(x)
+        return x
 
 
 class AttentionBottleneck(Bottleneck):

@@ -8,7 +8,8 @@ replaced.
 from torchvision import models
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
-from hopenet import PoseNetwork, WeightsError, require_key, summary
+from hopenet import (ConvNormSequential, PoseNetwork, WeightsError,
+                     require_key, summary)
 
 # Output channels of conv1, the three stages and conv5 (table 5 of the paper).
 CHANNELS = {0.5: [24, 48, 96, 192, 1024], 1.0: [24, 116, 232, 464, 1024],
@@ -33,6 +34,11 @@ class ShuffleNet(PoseNetwork, ShuffleNetV2):
             raise ValueError(f'width is {width}, not one of '
                              + ', '.join(map(str, CHANNELS)))
         super().__init__([4, 8, 4], CHANNELS[width])
+        for stage in (self.stage2, self.stage3, self.stage4):
+            for block in stage:
+                block.branch1 = ConvNormSequential(*block.branch1)
+                block.branch2 = ConvNormSequential(*block.branch2)
+        self.conv5 = ConvNormSequential(*self.conv5)
         self.add_heads(self.fc.in_features,
                        {'network': 'shufflenet', 'width': width})
 

@@ -630,13 +630,14 @@ def train_epoch(model, loader, optimizer, options, epoch, forward=None,
     set_train_mode(model, options, epoch)
     loader.batch_sampler.epoch = epoch
     scaler = scaler or torch.amp.GradScaler(enabled=False)
+    forward = model if forward is None else forward
     totals = []
     sizes = loader.batch_sampler.sizes()
     bar = tqdm(loader, desc=f'epoch {epoch}', disable=None, leave=False)
     for (images, angles, _), size in zip(bar, sizes):
         optimizer.zero_grad()
-        totals.append(backward(forward or model, images, angles, size,
-                               options, scaler))
+        totals.append(backward(forward, images, angles, size, options,
+                               scaler))
         scaler.step(optimizer)
         scaler.update()
         # Reading a loss waits for the device, so it is done once a while.

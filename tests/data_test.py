@@ -14,7 +14,7 @@ from torchvision import transforms
 
 import datasets
 from datasets import DataError
-from hopenet import normalize
+from hopenet import normalize, rotation_matrix
 from tests import original, sample_data
 
 COORDINATE = st.floats(-500, 900)
@@ -130,10 +130,10 @@ def test_the_protocol_crop_is_the_published_pipeline(box, size):
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
-def grey_levels_apart(image, box, draws, size=224):
+def grey_levels_apart(image, box, draws, size=224, ours=None):
     """Mean difference of the fast crop from Pillow's, inside the image."""
-    ours, flipped = datasets.training_crop(np.asarray(image), box, draws,
-                                           size)
+    ours, flipped = datasets.training_crop(
+        np.asarray(image) if ours is None else ours, box, draws, size)
     theirs, flip = original.training_crop(image, box, draws, size)
     assert flipped == flip
     # A picture of ones in the same crop shows what is inside the image.
@@ -171,12 +171,120 @@ def test_real_training_crops_are_hopenets(real):
                                                 lists[dataset])
         rng = np.random.default_rng(0)
         for name, box in zip(annotations.names, annotations.boxes):
-            image = Image.open(folder / dataset / f'{name}.jpg')
+            path = folder / dataset / f'{name}.jpg'
+            image = Image.open(path).convert('RGB')
             draws = (*rng.random(4), 1)
-            apart.append(grey_levels_apart(image.convert('RGB'), box, draws))
+            apart.append(grey_levels_apart(
+                image, box, draws, ours=datasets.read_training_image(path)))
     assert len(apart) == 81
     print(f'mean {np.mean(apart):.2f}, largest {max(apart):.2f} grey levels')
     assert max(apart) < 1
+
+
+# ------------------------------------------- augmentation beyond HopeNet's
+
+def in_plane(degrees):
+    """The rotation of a picture, clockwise, in axes right, down, to us."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+
+YAW = st.floats(-89, 89)
+OTHER = st.floats(-99, 99)
+
+
+@given(YAW, OTHER, OTHER, st.floats(-90, 90))
+def test_a_turned_heads_angles_are_the_rotation_matrixs(yaw, pitch, roll,
+                                                        degrees):
+    new = datasets.turned(np.array([yaw, pitch, roll]), degrees)
+    np.testing.assert_allclose(
+        rotation_matrix(new),
+        in_plane(degrees) @ rotation_matrix([yaw, pitch, roll]), atol=1e-6)
+
+
+def test_a_small_turn_is_near_whatever_the_yaw():
+    for yaw in (-94.0, -80, 0, 80, 94):
+        angles = np.array([yaw, 5, -8])
+        assert np.abs(datasets.turned(angles, 1e-3) - angles).max() < 0.1
+    np.testing.assert_allclose(datasets.turned(np.zeros(3), 20), [0, 0, 20],
+                               atol=1e-9)
+
+
+def test_real_heads_turned_by_hand_have_the_turned_angles(real):
+    for path in sorted((real[0] / 'AFLW2000').glob('*.mat')):
+        angles, _ = datasets.read_mat(path)
+        seen = scipy.io.loadmat(path)['pt3d_68'].T.astype(float)
+        for degrees in (-40, 25):
+            by_hand = seen @ in_plane(degrees).T
+            fitted, before = (fitted_rotation(sample_data.LANDMARKS, points)
+                              for points in (by_hand, seen))
+            # The fit's own error, some 2 degrees, turns with the head.
+            error = before @ rotation_matrix(angles).T
+            expected = (in_plane(degrees) @ error @ in_plane(-degrees)
+                        @ rotation_matrix(datasets.turned(angles, degrees)))
+            np.testing.assert_allclose(fitted, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('flip', [0.1, 0.9])
+@pytest.mark.parametrize('size', [64, 224])
+def test_a_turned_crop_is_the_crop_of_a_turned_picture(size, flip):
+    image = noise_image(450, 450)
+    box, draws = (150, 140, 290, 300), np.array([0.4, 0.5, 0.5, flip, 1])
+    turned, _ = datasets.training_crop(np.asarray(image), box, draws, size,
+                                       30.0)
+    straight, _ = datasets.training_crop(np.asarray(image), box, draws, size)
+    by_hand = Image.fromarray(straight).rotate(-30, Image.Resampling.BILINEAR)
+    row, column = np.mgrid[:size, :size] - (size - 1) / 2
+    inside = np.hypot(row, column) < size * 0.45
+    apart = np.abs(turned.astype(float) - np.asarray(by_hand, float))
+    assert apart[inside].mean() < 6
+    wrong = Image.fromarray(straight).rotate(30, Image.Resampling.BILINEAR)
+    apart = np.abs(turned.astype(float) - np.asarray(wrong, float))
+    assert apart[inside].mean() > 15
+    assert turned[0, 0].any()  # the picture's own pixels, not a black corner
+
+
+def test_more_augmentation_is_off_by_default_and_labels_follow(sample,
+                                                               annotations):
+    plain = datasets.PoseDataset(sample / '300W_LP', annotations, 64, True)
+    more = datasets.PoseDataset(
+        sample / '300W_LP', annotations, 64, True,
+        more=datasets.Augmentation(30, 0.2, 0.3, 1.0))
+    turns = []
+    for index in range(24):
+        (image, angles, _), (other, new, _) = plain[0, index], more[0, index]
+        assert other.shape == image.shape and not torch.equal(image, other)
+        turn = in_plane(60 * more.draws(0)[index, 8] - 30)
+        expected = turn @ rotation_matrix(angles.numpy())
+        if np.abs(expected - rotation_matrix(new.numpy())).max() < 1e-4:
+            turns.append(index)
+        else:  # it would have been out of range
+            assert torch.equal(new, angles)
+        assert datasets.beyond_range(new) is None
+    assert len(turns) > 12
+
+
+@given(boxes, st.floats(0, 0.5), st.tuples(*[st.floats(0, 1)] * 3))
+def test_a_jittered_box_is_near_the_box(box, amount, draws):
+    size = np.array([box[2] - box[0], box[3] - box[1]])
+    new = datasets.jittered(box, amount, draws)
+    grown = (new[2:] - new[:2]) / size
+    moved = np.abs((new[2:] + new[:2]) / 2 - np.add(box[2:], box[:2]) / 2)
+    assert (np.abs(grown - 1) <= amount + 1e-9).all()
+    assert (moved <= amount * size / 2 + 1e-6).all()
+
+
+def test_colours_and_detail():
+    image = np.asarray(noise_image(64, 48))
+    same = datasets.recolored(image, 0.5, np.full(3, 0.5))
+    np.testing.assert_array_equal(same, image)
+    bright = datasets.recolored(image, 0.5, np.array([1, 0.5, 0.5]))
+    assert bright.mean() > image.mean() * 1.2
+    grey = datasets.recolored(image, 1, np.array([0.5, 0.5, 0]))
+    assert np.ptp(grey.astype(int), axis=2).max() <= 1
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    coarse = datasets.coarsened(noise, 1.0)
+    assert coarse.shape == noise.shape and coarse.std() < noise.std() / 2
 
 
 # ----------------------------------------------------------------- data sets
@@ -347,7 +455,6 @@ def fitted_rotation(points, seen):
 
 
 def test_the_renderers_face_has_the_real_convention(real):
-    from hopenet import rotation_matrix
     apart = []
     for path in sorted((real[0] / 'AFLW2000').glob('*.mat')):
         angles, _ = datasets.read_mat(path)
@@ -402,6 +509,16 @@ def test_a_truncated_image_is_named(broken, augment):
     index = items.annotations.names.index('image00004')
     with pytest.raises(DataError, match='image00004.jpg: cannot be read'):
         items[0, index]
+
+
+@pytest.mark.parametrize('mode', ['L', 'CMYK', 'RGB'])
+def test_jpegs_of_any_colours_are_read(tmp_path, mode):
+    image = noise_image(90, 70).convert(mode)
+    image.save(tmp_path / 'x.jpg', quality=95)
+    read = datasets.read_training_image(tmp_path / 'x.jpg')
+    expected = np.asarray(Image.open(tmp_path / 'x.jpg').convert('RGB'))
+    assert read.shape == (70, 90, 3)
+    assert np.abs(read.astype(int) - expected).mean() < 5
 
 
 def test_bytes_after_a_jpeg_do_no_harm(broken):

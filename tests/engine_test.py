@@ -164,7 +164,69 @@ def test_a_loss_that_is_not_finite_stops_the_run(sample, run, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_every_option_of_the_recipe_trains(sample, run, tmp_path):
+    status, _, err = run(
+        train_shufflenet, '--gpu', -1, '--data_dir', sample / '300W_LP',
+        '--pretrained', 'none', '--image_size', SIZE, '--num_epochs', 3,
+        '--batch_size', 8, '--workers', 0, '--lr', 0.001, '--width', 0.5,
+        '--one_cycle', '--weight_decay', 0.05, '--head_factor', 1,
+        '--rotate', 30, '--box_jitter', 0.2, '--color_jitter', 0.3,
+        '--low_resolution', 0.5, '--output', tmp_path / 'x.pkl')
+    assert status == 0, err
+    log = pd.read_csv(tmp_path / 'x_log.csv', comment='#')
+    assert log.lr[2] < log.lr[1] < 0.001
+    last = torch.load(tmp_path / 'x_last.pkl', weights_only=True)
+    rates = {group['initial_lr'] for group
+             in last['optimizer']['param_groups']}
+    assert len(rates) == 1  # the heads have no rate of their own
+
+
+def test_one_cycle_rises_for_a_tenth_and_falls_to_nearly_nothing():
+    model = ShuffleNet(0.5)
+    optimizer = torch.optim.AdamW(model.parameter_groups(0.001))
+    schedule = utils.one_cycle(optimizer, 30)
+    rates = []
+    for _ in range(30):
+        rates.append([group['lr'] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    rates = np.array(rates)
+    assert rates.argmax(0).tolist() == [2, 2]
+    np.testing.assert_allclose(rates.max(0), [0.001, 0.005])
+    assert rates[0, 0] == pytest.approx(0.001 / 25)
+    assert rates[-1, 0] < 1e-6
+    assert (np.diff(rates[2:], axis=0) < 0).all()
+
+
+def test_one_cycle_is_made_for_its_number_of_epochs(sample, run, tmp_path):
+    options = ('--gpu', -1, '--data_dir', sample / '300W_LP', '--pretrained',
+               'none', '--image_size', SIZE, '--batch_size', 24, '--workers',
+               0, '--width', 0.5, '--one_cycle', '--output',
+               tmp_path / 'x.pkl')
+    assert run(train_shufflenet, *options, '--num_epochs', 1)[0] == 0
+    status, _, err = run(train_shufflenet, *options, '--num_epochs', 2,
+                         '--resume')
+    assert status == 1 and 'num_epochs (was 1, is 2)' in err
+
+
+def test_a_compiled_step_is_the_plain_one(sample, run, tmp_path):
+    logs = []
+    for name, more in (('plain', ()), ('fast', ('--compile',))):
+        status, _, err = run(
+            train_shufflenet, '--gpu', -1, '--data_dir', sample / '300W_LP',
+            '--pretrained', 'none', '--image_size', SIZE, '--num_epochs', 1,
+            '--batch_size', 16, '--workers', 0, '--width', 0.5, '--output',
+            tmp_path / f'{name}.pkl', *more)
+        assert status == 0, err
+        logs.append(pd.read_csv(tmp_path / f'{name}_log.csv', comment='#'))
+    assert logs[0].train_loss[0] == pytest.approx(logs[1].train_loss[0],
+                                                  rel=1e-3)
+    assert set(torch.load(tmp_path / 'fast.pkl', weights_only=True)['model']
+               ) == set(ShuffleNet(0.5).state_dict())
+
+
 @pytest.mark.parametrize('options, message', [
+    (['--box_jitter', '0.9'], 'at most 0.5'),
     (['--dataset', 'BIWI'], "'BIWI' is none of AFLW2000,"),
     (['--batch_size', '0'], 'int of at least 1'),
     (['--lr', 'nan'], 'float of at least 0'),

@@ -250,11 +250,11 @@ def test_an_official_cbam_file_freezes_all_statistics(attnet):
                    if isinstance(module, torch.nn.BatchNorm2d))
 
 
-@pytest.mark.parametrize('attention', hopenet.ATTENTIONS)
-def test_frozen_norms_in_the_convolutions_change_no_gradient(attention,
+@pytest.mark.parametrize('make', [AttNet, lambda: AttNet('none'), ShuffleNet])
+def test_frozen_norms_in_the_convolutions_change_no_gradient(make,
                                                              monkeypatch):
     torch.manual_seed(0)
-    model = AttNet(attention)
+    model = make()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)

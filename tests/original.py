@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 from torchvision import transforms
 
 import cbam
+from hopenet import ConvNormSequential
 
 
 def margins(box, k, side):
@@ -53,7 +54,8 @@ class TrainingSet(torch.utils.data.Dataset):
     def __init__(self, data_dir, names):
         self.data_dir = data_dir
         self.names = names
-        self.to_input = transforms.Compose([
+        self.transform = transforms.Compose([
+            transforms.Resize(240), transforms.RandomCrop(224),
             transforms.ToTensor(),
             transforms.Normalize([0.485, 0.456, 0.406],
                                  [0.229, 0.224, 0.225])])
@@ -66,16 +68,19 @@ class TrainingSet(torch.utils.data.Dataset):
         path = os.path.join(self.data_dir, self.names[index])
         image = Image.open(path + '.jpg').convert('RGB')
         pt2d = scipy.io.loadmat(path + '.mat')['pt2d']
-        box = (*pt2d.min(1), *pt2d.max(1))
+        box = (min(pt2d[0]), min(pt2d[1]), max(pt2d[0]), max(pt2d[1]))
+        image = image.crop(margins(box, 0.2 + 0.2 * np.random.random(), 0.6))
         pose = scipy.io.loadmat(path + '.mat')['Pose_Para'][0, :3]
-        pitch, yaw, roll = np.degrees(pose)
-        image, flip = training_crop(image, box, np.random.random(5))
-        if flip:
+        pitch, yaw, roll = pose * 180 / np.pi
+        if np.random.random() < 0.5:
             yaw, roll = -yaw, -roll
-        angles = [yaw, pitch, roll]
-        bins = np.digitize(angles, np.arange(-99, 102, 3)) - 1
-        return (self.to_input(image), torch.from_numpy(bins),
-                torch.tensor(angles, dtype=torch.float32), self.names[index])
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if np.random.random() < 0.05:
+            image = image.filter(ImageFilter.BLUR)
+        edges = np.array(range(-99, 102, 3))
+        bins = torch.from_numpy(np.digitize([yaw, pitch, roll], edges) - 1)
+        return (self.transform(image), bins,
+                torch.tensor([yaw, pitch, roll]), self.names[index])
 
 
 def channel_gate(self, x):
@@ -116,4 +121,6 @@ def plain(model):
         if isinstance(module, cbam.CBAM):
             module.ChannelGate.__class__ = PlainChannelGate
             module.SpatialGate.__class__ = PlainSpatialGate
+        if isinstance(module, ConvNormSequential):
+            module.__class__ = torch.nn.Sequential
     return model
