@@ -1,4 +1,5 @@
 """Training, testing and checkpoints, by what a user of the scripts sees."""
+import functools
 import os
 import pickle
 import re
@@ -209,7 +210,11 @@ def test_one_cycle_is_made_for_its_number_of_epochs(sample, run, tmp_path):
     assert status == 1 and 'num_epochs (was 1, is 2)' in err
 
 
-def test_a_compiled_step_is_the_plain_one(sample, run, tmp_path):
+def test_a_compiled_step_is_the_plain_one(sample, run, tmp_path,
+                                          monkeypatch):
+    # Without the code generator, which takes minutes on a CPU.
+    monkeypatch.setattr(torch, 'compile', functools.partial(
+        torch.compile, backend='eager'))
     logs = []
     for name, more in (('plain', ()), ('fast', ('--compile',))):
         status, _, err = run(

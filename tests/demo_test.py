@@ -1,0 +1,365 @@
+"""demo.py, by its command line: pictures, video, bad input, export."""
+import csv
+import json
+import os
+import sys
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+import scipy.io
+import torch
+from PIL import Image
+
+import datasets
+import demo
+import utils
+from hopenet import AttNet, decode, normalize, rotation_matrix
+from shufflenet import ShuffleNet
+from tests.conftest import SIZE
+
+
+@pytest.fixture(scope='module')
+def snapshot(tmp_path_factory):
+    """An untrained ShuffleNetV2 for 64 pixels, as training writes it."""
+    torch.manual_seed(0)
+    model = ShuffleNet(0.5)
+    path = tmp_path_factory.mktemp('snapshot') / 'x.pkl'
+    torch.save({'network': model.config, 'model': model.state_dict(),
+                'options': {'image_size': SIZE}}, path)
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs demo.py in this process: returns status, stdout, stderr."""
+    def call(*options):
+        capsys.readouterr()
+        try:
+            status = utils.command(
+                lambda: demo.main(['--gpu', '-1', *map(str, options)]),
+                demo.InputError)
+        except SystemExit as stop:  # argparse
+            status = stop.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+    return call
+
+
+@pytest.fixture
+def pictures(sample, tmp_path):
+    """A folder with three of the sample's pictures."""
+    folder = tmp_path / 'pictures'
+    folder.mkdir()
+    for number in (2, 3, 4):
+        image = cv2.imread(str(sample / f'AFLW2000/image0000{number}.jpg'))
+        cv2.imwrite(str(folder / f'{number}.png'), image)
+    (folder / 'notes.txt').write_text('not a picture')
+    return folder
+
+
+def rows(folder):
+    with open(folder / 'poses.csv', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def write_video(path, frames, code='MJPG', fps=12.5):
+    """Writes frames (BGR) as a video; returns its path."""
+    size = frames[0].shape[1::-1]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), fps,
+                             size)
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def read_video(path):
+    """Returns a video's frames, its rate and its size."""
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while True:
+        ok, frame = capture.read()
+        if not ok:
+            return (len(frames), capture.get(cv2.CAP_PROP_FPS),
+                    frames[0].shape if frames else None)
+        frames.append(frame)
+
+
+# ----------------------------------------------------------------- pictures
+
+@pytest.mark.parametrize('more', [(), ('--cube',)])
+def test_a_folder_of_crops(run, snapshot, pictures, tmp_path, more):
+    status, out, err = run(pictures, '--whole', '--snapshot', snapshot,
+                           '--output', tmp_path / 'out', *more)
+    assert status == 0, err
+    table = rows(tmp_path / 'out')
+    assert [os.path.basename(row['file']) for row in table] == [
+        '2.png', '3.png', '4.png']
+    for row in table:
+        drawn = cv2.imread(str(tmp_path / 'out' / os.path.basename(
+            row['file']).replace('png', 'jpg')))
+        plain = cv2.imread(row['file'])
+        assert drawn.shape == plain.shape
+        assert np.abs(drawn.astype(int) - plain).max() > 100  # the axes
+        assert f'yaw {float(row["yaw"]):.1f}' in out
+
+
+def test_a_given_box_has_the_protocols_angles(run, snapshot, pictures,
+                                              tmp_path):
+    box = 120.0, 110.0, 320.0, 330.0
+    status, _, err = run(pictures / '2.png', '--snapshot', snapshot, '--box',
+                         ','.join(map(str, box)), '--output', tmp_path,
+                         '--json')
+    assert status == 0, err
+    row, = json.loads((tmp_path / 'poses.json').read_text())
+    assert [row[name] for name in ('x_min', 'y_min', 'x_max', 'y_max')
+            ] == list(box)
+    crop = datasets.protocol_crop(Image.open(pictures / '2.png'), box, SIZE)
+    model, _ = demo.load(snapshot)
+    with torch.no_grad():
+        expected = decode(model(normalize(torch.from_numpy(
+            np.array(crop)).permute(2, 0, 1)[None])))[0]
+    np.testing.assert_allclose([row[axis] for axis in ('yaw', 'pitch',
+                                                       'roll')],
+                               expected, atol=0.011)
+
+
+def test_no_face_is_a_row_and_a_notice(run, snapshot, tmp_path):
+    cv2.imwrite(str(tmp_path / 'wall.png'), np.full((200, 300, 3), 130,
+                                                    np.uint8))
+    status, out, err = run(tmp_path / 'wall.png', '--snapshot', snapshot,
+                           '--output', tmp_path / 'out')
+    assert status == 0, err
+    assert 'wall.png: no face found' in out
+    row, = rows(tmp_path / 'out')
+    assert row['file'].endswith('wall.png') and row['yaw'] == ''
+    assert (tmp_path / 'out' / 'wall.jpg').is_file()
+
+
+def test_bad_input_is_named_and_the_rest_is_done(run, snapshot, pictures,
+                                                 tmp_path):
+    broken = pictures / '3.png'
+    broken.write_bytes(broken.read_bytes()[:40])
+    (tmp_path / 'empty').mkdir()
+    status, _, err = run(pictures, tmp_path / 'empty', tmp_path / 'none.jpg',
+                         '--whole', '--snapshot', snapshot, '--output',
+                         tmp_path / 'out')
+    assert status == 1
+    assert f'{broken}: cannot be read as a picture' in err
+    assert 'empty: a folder without pictures' in err
+    assert 'none.jpg: no such file, folder or camera' in err
+    assert '3 inputs could not be used' in err
+    assert len(rows(tmp_path / 'out')) == 2
+
+
+def test_inputs_of_one_name_do_not_overwrite_each_other(run, snapshot,
+                                                        pictures, tmp_path):
+    status, _, err = run(pictures / '2.png', pictures / '2.png', '--whole',
+                         '--snapshot', snapshot, '--output', tmp_path / 'out')
+    assert status == 0, err
+    assert sorted(os.listdir(tmp_path / 'out')) == [
+        '2.jpg', '2_2.jpg', 'poses.csv']
+
+
+@pytest.mark.parametrize('options, message', [
+    ([], 'give pictures'), (['x.jpg', '--box', '1,2,3'], 'x_min'),
+    (['x.jpg', '--box', '5,5,1,9'], 'x_min'),
+    (['x.jpg', '--smooth', '1'], 'at most 0.99')])
+def test_wrong_usage(run, options, message):
+    status, _, err = run(*options)
+    assert status == 2 and message in err
+
+
+def test_what_is_missing_is_said(run, snapshot, pictures, tmp_path):
+    for options, message in (
+            (('--snapshot', tmp_path / 'none.pkl'), 'no such checkpoint'),
+            (('--snapshot', pictures / '2.png'), 'not a plain'),
+            (('--snapshot', snapshot, '--detector', tmp_path / 'n.onnx'),
+             'no such file'),
+            (('--snapshot', snapshot, '--detector', pictures / '2.png'),
+             'not a YuNet')):
+        status, _, err = run(pictures, *options, '--output', tmp_path / 'o')
+        assert status == 1 and message in err and err.count('\n') == 1, err
+    assert not (tmp_path / 'o').exists()
+
+
+def test_either_network_comes_from_its_file(tmp_path):
+    for model in (AttNet('none'), AttNet(), ShuffleNet(1.5)):
+        torch.save(model.state_dict(), tmp_path / 'x.pkl')
+        loaded, size = demo.load(tmp_path / 'x.pkl')
+        assert type(loaded) is type(model) and size == 224
+        assert loaded.config == model.config
+
+
+# -------------------------------------------------------------------- video
+
+@pytest.fixture
+def frames(pictures):
+    """Ten frames of two pictures, the last three without a face."""
+    images = [cv2.imread(str(pictures / f'{n}.png')) for n in (2, 3)]
+    return images * 3 + [np.zeros_like(images[0])] * 4
+
+
+def test_video_keeps_rate_size_and_every_frame(run, snapshot, frames,
+                                               tmp_path, monkeypatch):
+    # The cascades do not take rendered heads for faces.
+    monkeypatch.setattr(demo.Cascades, '__call__', lambda _, image: np.array(
+        [[120.0, 110, 320, 330], [5, 5, 60, 70]])[:2 if image.any() else 0])
+    source = write_video(tmp_path / 'clip.avi', frames)
+    status, out, err = run(source, '--snapshot', snapshot, '--output',
+                           tmp_path / 'out')
+    assert status == 0, err
+    assert read_video(tmp_path / 'out' / 'clip.mp4') == (
+        10, 12.5, frames[0].shape)
+    table = rows(tmp_path / 'out')
+    assert [int(row['frame']) for row in table] == [
+        0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 7, 8, 9]
+    assert '10 frames, 4 without a face' in out
+
+
+def test_a_truncated_video_is_said_and_what_is_there_is_done(
+        run, snapshot, frames, tmp_path):
+    source = write_video(tmp_path / 'clip.avi', frames * 4)
+    data = source.read_bytes()
+    source.write_bytes(data[:len(data) // 2])
+    status, _, err = run(source, '--whole', '--snapshot', snapshot,
+                         '--output', tmp_path / 'out')
+    assert status == 1 and str(source) in err
+    (tmp_path / 'clip.mp4').write_bytes(b'\0' * 500)
+    status, _, err = run(tmp_path / 'clip.mp4', '--snapshot', snapshot,
+                         '--output', tmp_path / 'out')
+    assert status == 1 and 'cannot be read as a picture or a video' in err
+
+
+def test_a_missing_camera_is_said(run, snapshot, tmp_path):
+    status, _, err = run('97', '--no_window', '--snapshot', snapshot,
+                         '--output', tmp_path / 'out')
+    assert status == 1 and 'camera 97: there is none' in err
+
+
+def test_smoothing_follows_each_face():
+    smooth = demo.Smoother(0.5)
+    boxes = np.array([[0.0, 0, 100, 100], [200, 0, 300, 100]])
+    smooth(demo.Heads(boxes, np.array([[0.0, 0, 0], [40, 0, 0]])))
+    heads = smooth(demo.Heads(boxes[::-1] + 5, np.array([[60.0, 0, 0],
+                                                         [10, 0, 0]])))
+    np.testing.assert_allclose(heads.angles[:, 0], [50, 5])
+    heads = smooth(demo.Heads(boxes + 1000, np.array([[9.0, 9, 9]] * 2)))
+    np.testing.assert_allclose(heads.angles, 9)  # new faces, no memory
+
+
+# ---------------------------------------------------------------- real faces
+
+def third_party(real):
+    """Returns the path of the third party's checkpoint."""
+    return real[0].parent / 'weights' / 'hopenet_lite_shufflenetv2.pkl'
+
+
+def test_real_faces_are_found_and_their_angles_right(real, run, tmp_path):
+    folder = real[0] / 'AFLW2000'
+    status, _, err = run(folder, '--snapshot', third_party(real), '--output',
+                         tmp_path)
+    assert status == 0, err
+    table = rows(tmp_path)
+    names = {row['file'] for row in table}
+    assert len(names) == 31  # each picture has a row
+    found, errors = set(), []
+    for row in table:
+        angles, pt2d = datasets.read_mat(row['file'].replace('.jpg', '.mat'))
+        middle = pt2d[:, pt2d[0] != -1].mean(1)
+        box = [float(row[key] or 'nan') for key in demo.FIELDS[3:7]]
+        if box[0] < middle[0] < box[2] and box[1] < middle[1] < box[3]:
+            found.add(row['file'])
+            errors.append(np.abs(angles - [float(row[axis]) for axis in (
+                'yaw', 'pitch', 'roll')]))
+    assert len(found) >= 28
+    assert len(table) - len(found) <= 5  # boxes that hold no known face
+    assert np.median(errors) < 5
+
+
+def test_several_faces_in_one_picture(real, run, tmp_path):
+    image = np.hstack([cv2.imread(str(real[0] / 'AFLW2000' / name))
+                       for name in ('image00013.jpg', 'image00050.jpg')])
+    cv2.imwrite(str(tmp_path / 'two.jpg'), image)
+    status, out, err = run(tmp_path / 'two.jpg', '--snapshot',
+                           third_party(real), '--output', tmp_path / 'out')
+    assert status == 0, err
+    table = rows(tmp_path / 'out')
+    assert [row['face'] for row in table] == ['0', '1']
+    assert out.count('two.jpg: yaw') == 2
+
+
+def test_drawn_axes_agree_with_the_landmarks(real):
+    """The blue axis runs from the middle of the face to the nose's tip."""
+    checked = 0
+    for path in sorted((real[0] / 'AFLW2000').glob('*.mat')):
+        angles, _ = datasets.read_mat(path)
+        if abs(angles[0]) <= 15:
+            continue
+        points = scipy.io.loadmat(path)['pt3d_68'][:2].astype(float)
+        # Nose tip (30), against the outer eye and mouth corners.
+        toward = points[:, 30] - points[:, [36, 45, 48, 54]].mean(1)
+        nose = rotation_matrix(angles)[:2, 2]
+        assert np.sign(nose[0]) == np.sign(toward[0]) == -np.sign(angles[0])
+        cosine = nose @ toward / np.linalg.norm(nose) / np.linalg.norm(toward)
+        assert cosine > np.cos(np.radians(30)), path.name
+        checked += 1
+    assert checked > 10
+
+
+# ------------------------------------------------------------------- export
+
+@pytest.mark.parametrize('raw', [False, True])
+def test_pt2_gives_the_same_angles_for_any_batch(run, snapshot, tmp_path,
+                                                 raw):
+    path = tmp_path / 'x.pt2'
+    status, out, err = run('--snapshot', snapshot, '--export', path,
+                           *['--export_raw'] * raw)
+    assert status == 0, err
+    assert 'uint8' in out if raw else 'ImageNet' in out
+    program = torch.export.load(path).module()
+    model, size = demo.load(snapshot)
+    for count in (1, 5):
+        pixels = torch.randint(256, (count, size, size, 3),
+                               dtype=torch.uint8)
+        images = normalize(pixels.permute(0, 3, 1, 2))
+        with torch.no_grad():
+            _, angles = program(pixels if raw else images)
+            expected = decode(model(images))
+        torch.testing.assert_close(angles, expected, atol=1e-3, rtol=0)
+
+
+def test_onnx_has_the_third_partys_known_error(real, run, tmp_path):
+    folder, lists = real
+    path = tmp_path / 'x.onnx'
+    status, out, err = run('--snapshot', third_party(real), '--export', path,
+                           '--export_raw')
+    assert status == 0, err
+    session = onnxruntime.InferenceSession(path)
+    errors = []
+    annotations = datasets.read_annotations(folder / 'AFLW2000',
+                                            lists['AFLW2000'])
+    items = datasets.PoseDataset(folder / 'AFLW2000', annotations)
+    for index in range(len(items)):
+        image, angles, _ = items[0, index]
+        predicted, = session.run(['angles'], {
+            'images': image.permute(1, 2, 0)[None].numpy()})
+        errors.append(np.abs(predicted[0] - angles.numpy()))
+    assert np.mean(errors) == pytest.approx(3.745, abs=0.005)
+
+
+def test_export_says_what_to_install(run, snapshot, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    status, _, err = run('--snapshot', snapshot, '--export',
+                         tmp_path / 'x.onnx')
+    assert status == 1 and 'pip install onnx onnxruntime onnxscript' in err
+    assert os.listdir(tmp_path) == []
+
+
+def test_export_by_another_name_is_refused(run, snapshot, tmp_path):
+    status, _, err = run('--snapshot', snapshot, '--export',
+                         tmp_path / 'x.tflite')
+    assert status == 1 and '.onnx, .pt2' in err
