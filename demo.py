@@ -12,6 +12,7 @@ pictures.
 import argparse
 import csv
 import importlib
+import itertools
 import json
 import os
 import sys
@@ -106,9 +107,16 @@ class Cascades:
 
     They miss heads that are tilted; where there is no face at all, they look
     at the picture turned by 30 degrees, to both sides.
+
+    Raises:
+        InputError: this OpenCV has no cascades.
     """
 
     def __init__(self):
+        if not hasattr(cv2, 'CascadeClassifier'):
+            raise InputError(f'OpenCV {cv2.__version__} has no cascades: '
+                             'install the release in requirements.txt, or '
+                             'give --detector FILE.onnx')
         self.frontal, self.profile = (
             cv2.CascadeClassifier(f'{cv2.data.haarcascades}haarcascade_{name}'
                                   '.xml')
@@ -309,14 +317,21 @@ def draw(image, heads, cube):
 
 
 def output_path(options, source, extension, taken):
-    """Returns a path in the output folder that no other input has taken."""
+    """Returns a path in the output folder that is not taken, and takes it.
+
+    Args:
+        options: parsed; `output` counts.
+        source: the input's path.
+        extension: of the output.
+        taken: set of real paths: the inputs', and earlier outputs'.
+    """
     stem = os.path.splitext(os.path.basename(source))[0]
-    name, number = stem, 1
-    while name + extension in taken:
-        number += 1
-        name = f'{stem}_{number}'
-    taken.add(name + extension)
-    return os.path.join(options.output, name + extension)
+    for number in itertools.count(1):
+        name = stem if number == 1 else f'{stem}_{number}'
+        path = os.path.join(options.output, name + extension)
+        if os.path.realpath(path) not in taken:
+            taken.add(os.path.realpath(path))
+            return path
 
 
 # ------------------------------------------------------------------- inputs
@@ -359,10 +374,10 @@ def do_picture(path, target, estimate, report, options):
     heads = estimate(image)
     report.add(path, 0, heads)
     for angles in heads.angles:
-        print(f'{path}: ' + ', '.join(f'{axis} {angle:.1f}' for axis, angle
-                                      in zip(AXES, angles)))
+        tqdm.write(f'{path}: ' + ', '.join(
+            f'{axis} {angle:.1f}' for axis, angle in zip(AXES, angles)))
     if not len(heads.boxes):
-        print(f'{path}: no face found')
+        tqdm.write(f'{path}: no face found')
     with utils.atomic(target) as temporary:
         if not cv2.imwrite(temporary, draw(image, heads, options.cube)):
             raise OSError('OpenCV wrote nothing')
@@ -542,12 +557,13 @@ def write_onnx(path, program, images):
 def box_type(text):
     """Parses --box."""
     x_min, y_min, x_max, y_max = map(float, text.split(','))
-    if not (x_min < x_max and y_min < y_max):
+    if not (x_max - x_min >= 8 and y_max - y_min >= 8):
         raise ValueError
     return x_min, y_min, x_max, y_max
 
 
-box_type.__name__ = 'box x_min,y_min,x_max,y_max'  # for argparse's message
+# For argparse's message.
+box_type.__name__ = 'box x_min,y_min,x_max,y_max of at least 8 pixels'
 
 
 def parse(argv=None):
@@ -609,7 +625,8 @@ def main(argv=None):
 def run(found, options):
     """Works through pictures and video; returns messages of the failures."""
     estimate = Estimator(make_detector(options), options)
-    report, taken, bad = Report(options), set(), []
+    report, bad = Report(options), []
+    taken = {os.path.realpath(source) for source in found}
     single = all(map(is_picture, found))
     for source in tqdm(found, disable=None if single else True, leave=False):
         do, extension = ((do_picture, '.jpg') if is_picture(source)

@@ -3,6 +3,8 @@
 #
 #     bash test.sh                               # ResNet-50 with CBAM
 #     bash test.sh shufflenet --landmarks raw    # options are passed on
+#     bash test.sh faces                         # the network that is shipped
+#     bash test.sh all                           # every checkpoint; two tables
 #     NPROC=4 bash test.sh                       # on 4 GPUs of this machine
 #
 # Without a data set in data/ it tests on a small rendered sample instead.
@@ -20,7 +22,10 @@ fi
 case $network in
     attnet) checkpoint=resnet ;;
     shufflenet) checkpoint=shufflenet ;;
-    *) echo "test.sh: '$network' is none of attnet, shufflenet" >&2; exit 2 ;;
+    faces) network=shufflenet checkpoint=shufflenet_faces ;;
+    all) checkpoint= ;;
+    *) echo "test.sh: '$network' is none of attnet, shufflenet, faces, all" >&2
+       exit 2 ;;
 esac
 
 launch=python
@@ -29,12 +34,44 @@ if [[ ${NPROC:-1} != 1 ]]; then
 fi
 
 data=data/AFLW2000
-snapshot=checkpoints/$checkpoint.pkl
+folder=checkpoints
 if [[ ! -d $data ]]; then
     python -m tests.sample_data data/sample
     data=data/sample/AFLW2000
-    snapshot=checkpoints/sample/$checkpoint.pkl
+    folder=checkpoints/sample
 fi
-exec $launch "test_$network.py" --gpu "$gpu" --dataset AFLW2000 \
-    --batch_size "$batch_size" --data_dir "$data" \
-    --filename_list "$data/filename_list.txt" --snapshot "$snapshot" "$@"
+
+run() { # network snapshot option...
+    $launch "test_$1.py" --gpu "$gpu" --dataset AFLW2000 \
+        --batch_size "$batch_size" --data_dir "$data" \
+        --filename_list "$data/filename_list.txt" --snapshot "$2" "${@:3}"
+}
+
+if [[ $network == all ]]; then
+    reports=()
+    for snapshot in "$folder"/*.pkl checkpoints/shufflenet_faces.pkl; do
+        name=$(basename "$snapshot" .pkl)
+        case $name in
+            *_last | '*') continue ;;
+            resnet* | hopenet*) network=attnet ;;
+            shufflenet*) network=shufflenet ;;
+            *) echo "test.sh: $snapshot: which network? Name it resnet*," \
+                   "hopenet* or shufflenet*" >&2
+               continue ;;
+        esac
+        report=output/all/$name
+        [[ " ${reports[*]-} " == *" $report/report.json "* ]] && continue
+        run "$network" "$snapshot" --report "$report" "$@"
+        reports+=("$report/report.json")
+    done
+    exec python test_attnet.py --tables "${reports[@]}"
+fi
+
+snapshot=$folder/$checkpoint.pkl
+if [[ ! -f $snapshot && $folder == checkpoints/sample ]]; then
+    [[ $checkpoint == shufflenet_faces ]] ||
+        echo "$snapshot is not there: testing the network that is shipped."
+    network=shufflenet
+    snapshot=checkpoints/shufflenet_faces.pkl
+fi
+run "$network" "$snapshot" "$@"

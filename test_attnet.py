@@ -18,7 +18,7 @@ def main(argv=None):
     loader = evaluation_loader(options)
     model = for_inference(model.to(options.device), options.image_size)
     result = utils.evaluate(model, loader, options)
-    utils.report_test(result, loader.dataset, options)
+    utils.report_test(result, loader.dataset, options, content)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """What the tests share: the rendered sample, real pairs, and the scripts."""
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,10 @@ from tests import sample_data
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 64  # pixels: of the crops, where a test trains
+TEST_LINE = re.compile(
+    r'^Test error in degrees of the model on the (\d+) test images\. '
+    r'Yaw: (\d+\.\d{4}), Pitch: (\d+\.\d{4}), Roll: (\d+\.\d{4}), '
+    r'MAE: (\d+\.\d{4})$', re.MULTILINE)
 
 
 def make_list(dataset, folder, output):
@@ -60,3 +65,19 @@ def real(tmp_path_factory):
         dataset: make_list(dataset, folder / dataset,
                            lists / f'{dataset}.txt')
         for dataset in ('300W_LP', 'AFLW2000')}
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a script in this process: returns status, stdout, stderr."""
+    def call(script, *options):
+        capsys.readouterr()
+        try:
+            status = utils.command(
+                lambda: script.main([str(o) for o in options]),
+                datasets.DataError)
+        except SystemExit as stop:  # argparse
+            status = stop.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+    return call

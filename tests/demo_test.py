@@ -163,6 +163,40 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(run, snapshot,
         '2.jpg', '2_2.jpg', 'poses.csv']
 
 
+def test_an_input_is_never_overwritten(run, snapshot, pictures):
+    source = pictures / 'x.jpg'
+    cv2.imwrite(str(source), cv2.imread(str(pictures / '2.png')))
+    before = source.read_bytes()
+    status, _, err = run(source, '--whole', '--snapshot', snapshot,
+                         '--output', pictures)
+    assert status == 0, err
+    assert source.read_bytes() == before and (pictures / 'x_2.jpg').is_file()
+
+
+def test_yunets_boxes_become_the_landmarks(monkeypatch, tmp_path):
+    class Detector:
+        """Finds one face, as YuNet describes it: 15 numbers."""
+
+        def setInputSize(self, size):
+            assert size == (300, 200)
+
+        def detect(self, image):
+            return 1, np.array([[50, 20, 100, 150, *range(11)]], np.float32)
+
+    monkeypatch.setattr(cv2.FaceDetectorYN, 'create', lambda *_: Detector())
+    (tmp_path / 'yunet.onnx').write_bytes(b'any')
+    detector = demo.YuNet(str(tmp_path / 'yunet.onnx'))
+    box, = detector(np.zeros((200, 300, 3), np.uint8))
+    np.testing.assert_allclose(box, [52, 56, 148, 170])
+
+
+def test_an_opencv_without_cascades_is_said(run, snapshot, pictures,
+                                            monkeypatch):
+    monkeypatch.delattr(cv2, 'CascadeClassifier')
+    status, _, err = run(pictures, '--snapshot', snapshot)
+    assert status == 1 and 'has no cascades' in err and '--detector' in err
+
+
 @pytest.mark.parametrize('options, message', [
     ([], 'give pictures'), (['x.jpg', '--box', '1,2,3'], 'x_min'),
     (['x.jpg', '--box', '5,5,1,9'], 'x_min'),

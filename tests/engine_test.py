@@ -19,30 +19,9 @@ import test_shufflenet
 import train_attnet
 import train_shufflenet
 import utils
-from datasets import DataError
 from hopenet import AttNet, WeightsError
 from shufflenet import ShuffleNet
-from tests.conftest import SIZE, engine_options
-
-TEST_LINE = re.compile(
-    r'^Test error in degrees of the model on the (\d+) test images\. '
-    r'Yaw: (\d+\.\d{4}), Pitch: (\d+\.\d{4}), Roll: (\d+\.\d{4}), '
-    r'MAE: (\d+\.\d{4})$', re.MULTILINE)
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs a script in this process: returns status, stdout, stderr."""
-    def call(script, *options):
-        capsys.readouterr()
-        try:
-            status = utils.command(
-                lambda: script.main([str(o) for o in options]), DataError)
-        except SystemExit as stop:  # argparse
-            status = stop.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-    return call
+from tests.conftest import SIZE, TEST_LINE, engine_options
 
 
 @pytest.fixture(scope='session')

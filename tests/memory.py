@@ -3,9 +3,10 @@
     python -m tests.memory
 
 On a GPU: the peak of a whole step, measured.  Elsewhere: the bytes that the
-forward pass keeps for the backward pass, counted on 2 images and scaled to
-the batch; with checkpointing, plus those of the one block that is computed
-again.  Weights, gradients and Adam's state come on top (16 bytes a
+forward pass keeps for the backward pass, counted on 2 and on 4 images (what
+does not grow with them are weights that frozen batch norms were put into) and
+scaled to the batch; with checkpointing, plus those of the one block that is
+computed again.  Weights, gradients and Adam's state come on top (16 bytes a
 parameter).
 """
 import platform
@@ -43,8 +44,8 @@ def kept_for_backward(function, x, weights):
     return sum(size for _, size in kept.values())
 
 
-def counted(model, options, images=2):
-    """Returns bytes for each image, on the CPU."""
+def counted(model, options, images):
+    """Returns the bytes for so many images, on the CPU."""
     x = utils.prepare(torch.zeros(images, 3, 224, 224, dtype=torch.uint8),
                       options)
     weights = list(model.parameters())
@@ -63,7 +64,14 @@ def counted(model, options, images=2):
         handle = first.register_forward_pre_hook(block_alone)
     with amp:
         kept = kept_for_backward(model, x, weights)
-    return (kept + sum(inside)) / images
+    return kept + sum(inside)
+
+
+def scaled(model, options, batch):
+    """Returns the bytes for one part of a batch, from those of 2 and of 4."""
+    two, four = (counted(model, options, images) for images in (2, 4))
+    each = (four - two) / 2
+    return two + (batch / options.accumulate - 2) * each
 
 
 def measured(model, options, batch):
@@ -102,8 +110,7 @@ def main():
                 utils.set_train_mode(model, options, 1)
                 model.checkpoint_activations = options.checkpoint_activations
                 sizes.append(measured(model, options, batch) if on_gpu else
-                             counted(model, options) * batch
-                             / options.accumulate)
+                             scaled(model, options, batch))
             print(f'{network.title + ", " + label:36}' + ''.join(
                 f'{size / 2 ** 30:12.2f}' for size in sizes))
 

@@ -22,6 +22,9 @@ def clone(sample, tmp_path_factory):
         shutil.copy(path, folder)
     shutil.copytree(ROOT / 'tests', folder / 'tests')
     shutil.copytree(sample, folder / 'data' / 'sample')
+    (folder / 'checkpoints').mkdir()
+    shutil.copy(ROOT / 'checkpoints' / 'shufflenet_faces.pkl',
+                folder / 'checkpoints')
     return folder
 
 
@@ -60,11 +63,37 @@ def test_without_data_both_scripts_use_the_sample_and_say_so(clone):
     assert done.returncode == 0, done.stderr
     assert 'No data set in data/' in done.stdout
     assert 'Always the training median' in done.stdout
-    assert os.listdir(clone / 'checkpoints') == ['sample']
+    assert sorted(os.listdir(clone / 'checkpoints')) == [
+        'sample', 'shufflenet_faces.pkl']
     done = shell(clone, 'bash test.sh shufflenet')
     assert done.returncode == 0, done.stderr
     assert 'No data set in data/' in done.stdout
     assert 'on the 9 test images.' in done.stdout
+
+
+def test_every_checkpoint_is_tested_into_two_tables(clone):
+    done = shell(clone, 'bash test.sh all')
+    assert done.returncode == 0, done.stderr
+    tables = done.stdout[done.stdout.index('HopeNet, published'):]
+    for words in ('shufflenet.pkl', 'shufflenet_faces.pkl', '1,456,554',
+                  'ResNet-50 + CBAM, the document'):
+        assert words in tables
+    assert (clone / 'output/all/shufflenet_faces/report.html').is_file()
+
+
+def test_without_a_sample_checkpoint_the_shipped_network_is_tested(clone):
+    done = shell(clone, 'bash test.sh')  # attnet: nobody has trained it here
+    assert done.returncode == 0, done.stderr
+    assert 'testing the network that is shipped' in done.stdout
+    assert done.stdout.count('on the 9 test images.') == 1
+
+
+def test_the_benchmark_runs(clone):
+    done = shell(clone, 'python -m tests.benchmark --quick')
+    assert done.returncode == 0, done.stderr
+    assert (clone / 'output' / 'benchmark.json').is_file()
+    for part in 'abcde':
+        assert f'({part}) ' in done.stdout
 
 
 @pytest.mark.parametrize('script', ['train.sh', 'test.sh'])
