@@ -34,6 +34,7 @@ from shufflenet import ShuffleNet
 SNAPSHOT = 'checkpoints/shufflenet_faces.pkl'
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 SMALLEST = 40  # pixels: side of a face that the cascades look for
+NEIGHBOURS = 6  # windows that must agree on a face; fewer find more wrong ones
 OVERLAP = 0.3  # intersection over union of two boxes of the same face
 WIDEST = 640  # pixels: the cascades look at a picture no larger than this
 
@@ -148,7 +149,7 @@ class Cascades:
                                          (self.profile, PROFILE, False),
                                          (self.profile, PROFILE, True)):
             found = landmark_boxes(cascade.detectMultiScale(
-                cv2.flip(grey, 1) if mirror else grey, 1.1, 4,
+                cv2.flip(grey, 1) if mirror else grey, 1.1, NEIGHBOURS,
                 minSize=(SMALLEST, SMALLEST)), margins)
             if mirror:
                 found[:, [0, 2]] = grey.shape[1] - found[:, [2, 0]]

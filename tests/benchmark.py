@@ -224,7 +224,7 @@ def epochs(data, filename_list, options):
         row = take_turns(epoch(loader), epoch(memory), options, count, 3)
         yield {'what': f'(c) epoch, {network.title}, '
                f'{run_options.workers} workers', 'unit': 'images/s',
-               'here': row['here'], 'ratio': 1 / row['ratio'],
+               'here': row['here'], 'ratio': row['ratio'],
                'note': 'over that on images in memory'}
 
 
