@@ -346,7 +346,9 @@ def test_batches_are_shared_exactly():
 def test_a_lost_process_ends_the_run(sample, tmp_path):
     done = faulty('lose_rank_1', run_options(sample, tmp_path), 2)
     assert done.returncode != 0
-    assert 'another process of this run ended' in done.stderr
+    # torchrun's SIGTERM may come before the lost connection is noticed.
+    assert ('another process of this run ended' in done.stderr
+            or 'Interrupted. Go on with: ' in done.stderr)
     assert last(tmp_path)['epoch'] == 1
 
 
@@ -375,11 +377,15 @@ def test_accumulated_gradients_are_those_of_the_batch(case):
     model, images, angles = case
     model.load_pretrained(model.state_dict())  # freezes the batch norms
     utils.set_train_mode(model, engine_options(), 1)
+    # In float32 a batch's size changes rounding, and with it, where two are
+    # nearly equal, which position a maximum's gradient goes to.
+    model.double()
+    model.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
     whole, _ = gradients(model, engine_options(), images, angles)
     parts, _ = gradients(model, engine_options('--accumulate', 4), images,
                          angles)
     for name, gradient in whole.items():
-        scale = gradient.abs().max()
+        scale = gradient.abs().max().clamp(min=1e-12)  # some are all 0
         torch.testing.assert_close(parts[name] / scale, gradient / scale,
                                    atol=1e-5, rtol=0)
 
