@@ -325,6 +325,18 @@ def test_several_faces_in_one_picture(real, run, tmp_path):
     assert out.count('two.jpg: yaw') == 2
 
 
+def test_a_video_of_real_faces(real, run, tmp_path):
+    frames = [cv2.imread(str(real[0] / 'AFLW2000' / f'image000{n}.jpg'))
+              for n in (13, 14, 19, 28)]
+    source = write_video(tmp_path / 'faces.avi', frames)
+    status, _, err = run(source, '--snapshot', third_party(real), '--smooth',
+                         0.3, '--output', tmp_path / 'out')
+    assert status == 0, err
+    assert read_video(tmp_path / 'out' / 'faces.mp4')[0] == 4
+    table = rows(tmp_path / 'out')
+    assert {row['frame'] for row in table if row['yaw']} == set('0123')
+
+
 def test_drawn_axes_agree_with_the_landmarks(real):
     """The blue axis runs from the middle of the face to the nose's tip."""
     checked = 0
