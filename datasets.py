@@ -400,7 +400,7 @@ def read_training_image(path):
     """Reads a JPEG as an RGB array (H, W, 3), quickly.
 
     Colours are interpolated between their samples as simply as can be; the
-    mean difference from Pillow is a third of a grey level.
+    mean difference from Pillow is 0.4 grey levels (51 images of 300W-LP).
 
     Raises:
         OSError: the file is missing or damaged.
