@@ -1,8 +1,11 @@
 """300W-LP and AFLW2000-3D: from .jpg and .mat files to batches of tensors.
 
 Angles are in degrees, in the order yaw, pitch, roll.  An image is a uint8
-tensor (3, size, size), RGB; it becomes a network's float input on the device
+array (size, size, 3), RGB; it becomes a network's float input on the device
 (`hopenet.normalize`), where that costs least.
+
+PyTorch, which takes seconds to import, is imported where batches are made:
+filename_generator.py and the scripts' --help do without.
 """
 import math
 import os
@@ -14,10 +17,8 @@ import cv2
 import numpy as np
 import scipy.io
 import simplejpeg
-import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
-from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 # The protocol keeps what lies within +-99 degrees.  An angle of exactly 99
@@ -267,11 +268,13 @@ def training_crop(image, box, draws, size=224, turn=0.0):
     if draws[4] < 0.05:
         face = cv2.filter2D(face, -1, BLUR)
     face = resize(face, width, height)
+    if not turn:
+        if flip:  # of the crop alone, which therefore lies on the other side
+            left = width - size - left
+        face = face[top:top + size, left:left + size]
+        return cv2.flip(face, 1) if flip else face, flip
     if flip:
         face = cv2.flip(face, 1)
-    if not turn:
-        return np.ascontiguousarray(
-            face[top:top + size, left:left + size]), flip
     # From the crop's pixels to the face's: a turn about the centre, a shift.
     matrix = cv2.getRotationMatrix2D((size / 2 - 0.5, size / 2 - 0.5), turn, 1)
     matrix[:, 2] += left, top
@@ -322,7 +325,7 @@ def resize(image, width, height):
     """Resizes an image (H, W, 3) as Pillow does, faster where it can be."""
     if max(image.shape[1] / width, image.shape[0] / height) > 1.25:
         # OpenCV reads 2x2 pixels; to shrink by more, Pillow reads them all.
-        return np.asarray(Image.fromarray(image).resize(
+        return np.array(Image.fromarray(image).resize(
             (width, height), Image.Resampling.BILINEAR))
     return cv2.resize(image, (width, height))
 
@@ -449,6 +452,8 @@ class PoseDataset:
     def draws(self, epoch):
         """Returns the random numbers of an epoch, (N, DRAWS) in [0, 1)."""
         if self._draws[0] != epoch:
+            import torch
+
             generator = torch.Generator().manual_seed(
                 self.seed * 1_000_003 + epoch)
             self._draws = epoch, torch.rand(
@@ -462,7 +467,7 @@ class PoseDataset:
             key: (epoch, index), as `Batches` yields them.
 
         Returns:
-            uint8 tensor (3, size, size), float32 tensor (3,), int.
+            uint8 array (size, size, 3), float32 array (3,), int.
 
         Raises:
             DataError: the image is missing or damaged.
@@ -481,8 +486,7 @@ class PoseDataset:
         except (OSError, SyntaxError) as error:  # Pillow raises both
             raise DataError(f'{path}: cannot be read as an image '
                             f'({error})') from None
-        return (torch.from_numpy(image).permute(2, 0, 1),
-                torch.from_numpy(angles.astype(np.float32)), index)
+        return image, angles.astype(np.float32), index
 
     def augmented(self, image, box, angles, draws):
         """Returns a training crop and the angles of the head in it.
@@ -513,6 +517,14 @@ class PoseDataset:
         return image, angles
 
 
+def permutation(count, seed):
+    """Returns 0 to count - 1 in an order of the seed alone, an array."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator).numpy()
+
+
 class Batches:
     """Yields lists of (epoch, index), the keys of `PoseDataset`.
 
@@ -531,7 +543,7 @@ class Batches:
 
     def __init__(self, indices, batch_size, shuffle=False, seed=0, rank=0,
                  world=1):
-        self.indices = torch.as_tensor(indices)
+        self.indices = np.asarray(indices)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
@@ -547,8 +559,9 @@ class Batches:
         # In training every process must have a part, to take each step; in
         # evaluation those without simply do nothing.
         least = self.world if self.shuffle else self.rank + 1
-        return [batch for batch in order.split(self.batch_size)
-                if len(batch) >= least]
+        starts = range(0, len(order), self.batch_size)
+        batches = [order[start:start + self.batch_size] for start in starts]
+        return [batch for batch in batches if len(batch) >= least]
 
     def __len__(self):
         return len(self._split(self.indices))
@@ -556,9 +569,8 @@ class Batches:
     def __iter__(self):
         order = self.indices
         if self.shuffle:
-            generator = torch.Generator().manual_seed(
-                self.seed * 1_000_003 + self.epoch)
-            order = order[torch.randperm(len(order), generator=generator)]
+            order = order[permutation(len(order),
+                                      self.seed * 1_000_003 + self.epoch)]
         for batch in self._split(order):
             yield [(self.epoch, index)
                    for index in batch[self.rank::self.world].tolist()]
@@ -603,9 +615,7 @@ def split(names, by='photo', seed=0, share=0.1):
             f'renderings of {photograph(names[0])} (--split image divides '
             'these)')
     groups = list(groups.values())
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(groups), generator=generator).tolist()
-    validation = []
+    validation, order = [], permutation(len(groups), seed)
     for position in order[:-1]:  # one group at least is left to train on
         if len(validation) >= share * len(names):
             break
@@ -615,7 +625,9 @@ def split(names, by='photo', seed=0, share=0.1):
 
 
 def make_loader(dataset, batches, workers=0, pin_memory=False):
-    """Returns a DataLoader of (images, angles, indices) batches."""
+    """Returns a DataLoader of `collate`'s batches."""
+    from torch.utils.data import DataLoader
+
     # The workers are the parallelism.  OpenCV's own threads must end before
     # the workers are forked: in a copy of the process, ending them hangs.
     cv2.setNumThreads(1)
@@ -627,13 +639,19 @@ def make_loader(dataset, batches, workers=0, pin_memory=False):
 def collate(items):
     """Makes a batch of `PoseDataset`'s items.
 
+    From a worker the images come in shared memory.  The rest is so small that
+    it comes faster in the message itself, hence as arrays.
+
     Returns:
-        uint8 (N, 3, size, size), in memory channels last, as the images and
-        the networks have them; float32 (N, 3); int64 (N,).
+        uint8 tensor (N, 3, size, size), in memory channels last, as the
+        networks want it; float32 array (N, 3), degrees; int64 array (N,).
     """
-    images, angles, indices = default_collate(
-        [(image.permute(1, 2, 0), *rest) for image, *rest in items])
-    return images.permute(0, 3, 1, 2), angles, indices
+    import torch
+    from torch.utils.data import default_collate
+
+    images, angles, indices = zip(*items)
+    images = default_collate([torch.from_numpy(image) for image in images])
+    return images.permute(0, 3, 1, 2), np.stack(angles), np.array(indices)
 
 
 def start_worker(_):
@@ -645,7 +663,7 @@ def training_loaders(options):
     """Returns the shuffled training and the fixed validation loader.
 
     Args:
-        options: parsed options; see `utils.training_parser`.
+        options: see `utils.start`.
     """
     annotations = read_annotations(options.data_dir, options.filename_list,
                                    options.landmarks)

@@ -9,7 +9,6 @@ Angles are in degrees: yaw, pitch, roll, with 300W-LP's signs (README.md has
 a picture of them).  They are printed and written to poses.csv beside the
 pictures.
 """
-import argparse
 import csv
 import importlib
 import itertools
@@ -17,6 +16,11 @@ import json
 import os
 import sys
 from typing import NamedTuple
+
+from options import SHIPPED, command, parse_demo
+
+if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
+    parse_demo(__doc__)
 
 import cv2
 import numpy as np
@@ -31,7 +35,6 @@ from hopenet import (AXES, AttNet, WeightsError, decode, draw_pose,
                      for_inference, normalize, plain_keys)
 from shufflenet import ShuffleNet
 
-SNAPSHOT = 'checkpoints/shufflenet_faces.pkl'
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 SMALLEST = 40  # pixels: side of a face that the cascades look for
 NEIGHBOURS = 6  # windows that must agree on a face; fewer find more wrong ones
@@ -232,7 +235,7 @@ def load(path):
     Returns:
         The network, and the side of the images that it was trained on.
     """
-    if not os.path.exists(path) and path == SNAPSHOT:
+    if not os.path.exists(path) and path == SHIPPED:
         raise WeightsError(f'{path}: is not there; --snapshot FILE names a '
                            'checkpoint of your own')
     state = plain_keys(utils.read_checkpoint(path)['model'])
@@ -556,63 +559,14 @@ def write_onnx(path, program, images):
 
 # ------------------------------------------------------------------ command
 
-def box_type(text):
-    """Parses --box."""
-    x_min, y_min, x_max, y_max = map(float, text.split(','))
-    if not (x_max - x_min >= 8 and y_max - y_min >= 8):
-        raise ValueError
-    return x_min, y_min, x_max, y_max
-
-
-# For argparse's message.
-box_type.__name__ = 'box x_min,y_min,x_max,y_max of at least 8 pixels'
-
-
-def parse(argv=None):
-    """Parses the command line and picks the device."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add('inputs', nargs='*', metavar='INPUT',
-        help='picture, folder of pictures, video, or number of a camera')
-    add('--snapshot', default=SNAPSHOT, metavar='FILE',
-        help='checkpoint of either network, or a bare state dict; default: '
-        + SNAPSHOT)
-    add('--output', default='output/demo', metavar='DIR')
-    add('--detector', metavar='FILE.onnx',
-        help="YuNet, of OpenCV's model zoo, instead of OpenCV's cascades")
-    add('--box', type=box_type, metavar='X0,Y0,X1,Y1',
-        help="no detection: the face's box, brows to chin, in pixels (with a "
-        'minus: --box=-5,...)')
-    add('--whole', action='store_true',
-        help='no detection: pictures are crops of one head each')
-    add('--cube', action='store_true', help='draw cubes instead of axes')
-    add('--json', action='store_true', help='poses.json, not poses.csv')
-    add('--smooth', type=utils.number(float, 0, 0.99), default=0.0,
-        metavar='WEIGHT', help="video: weight of the frames before in a "
-        "face's angles; default: 0")
-    add('--no_window', action='store_true', help='camera: write video only')
-    add('--gpu', type=utils.number(int, -1), default=0, metavar='N',
-        help='GPU to run on, -1 for the CPU; default: 0, or the CPU')
-    add('--export', metavar='FILE',
-        help='write the network as .onnx or .pt2 and run nothing')
-    add('--export_raw', action='store_true',
-        help='--export: take uint8 pixels (N, H, W, 3); normalisation inside')
-    options = parser.parse_args(argv)
-    if not options.inputs and not options.export:
-        parser.error('give pictures, folders, video or a camera, or --export')
-    utils.choose_device(parser, options)
-    return options
-
-
 def main(argv=None):
     """Runs the command; `argv` is a list of options, for tests.
 
     Raises:
         InputError: some inputs could not be used; the others are done.
     """
-    options = parse(argv)
+    parser, options = parse_demo(__doc__, argv)
+    utils.choose_device(parser, options)
     if options.export:
         return export(options.export, options)
     found, bad = find_inputs(options.inputs)
@@ -645,4 +599,4 @@ def run(found, options):
 
 
 if __name__ == '__main__':
-    sys.exit(utils.command(main, InputError))
+    sys.exit(command(main, InputError))

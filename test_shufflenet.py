@@ -4,16 +4,21 @@
 """
 import sys
 
-import utils
 from datasets import DATASETS, DataError, evaluation_loader
-from hopenet import for_inference
-from shufflenet import ShuffleNet
+from options import command, parse, testing_parser
 
 
 def main(argv=None):
     """Runs the test; `argv` is a list of options, for tests."""
-    parser = utils.testing_parser(__doc__, 'checkpoints/shufflenet.pkl')
-    options = utils.parse(parser, argv, DATASETS)
+    parser = testing_parser(__doc__, 'checkpoints/shufflenet.pkl')
+    options = parse(parser, argv, DATASETS)
+
+    # Only now: they take seconds, and --help and mistakes need not wait.
+    import utils
+    from hopenet import for_inference
+    from shufflenet import ShuffleNet
+
+    utils.start(parser, options)
     model, content = utils.load_network(options.snapshot, ShuffleNet)
     options.image_size = utils.image_size(options, content)
     loader = evaluation_loader(options)
@@ -23,4 +28,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(utils.command(main, DataError))
+    sys.exit(command(main, DataError))

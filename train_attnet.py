@@ -6,20 +6,25 @@
 """
 import sys
 
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import MultiStepLR
-
-import utils
 from datasets import DATASETS, DataError, training_loaders
-from hopenet import AttNet
+from options import command, parse, training_parser
 
 
 def main(argv=None):
     """Runs the training; `argv` is a list of options, for tests."""
-    parser = utils.training_parser(__doc__, 'checkpoints/resnet.pkl')
+    parser = training_parser(__doc__, 'checkpoints/resnet.pkl')
     parser.add_argument('--attention', choices=('cbam', 'none'),
                         default='cbam', help="none: HopeNet's plain ResNet-50")
-    options = utils.parse(parser, argv, DATASETS)
+    options = parse(parser, argv, DATASETS)
+
+    # Only now: they take seconds, and --help and mistakes need not wait.
+    from torch.optim import AdamW
+    from torch.optim.lr_scheduler import MultiStepLR
+
+    import utils
+    from hopenet import AttNet
+
+    utils.start(parser, options)
     loaders = training_loaders(options)
     model = AttNet(options.attention)
     resumed = utils.initial_weights(model, options)
@@ -37,4 +42,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(utils.command(main, DataError))
+    sys.exit(command(main, DataError))

@@ -6,20 +6,26 @@ The recipe is the ResNet's; `--width` makes the network smaller or larger.
 """
 import sys
 
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import MultiStepLR
-
-import utils
 from datasets import DATASETS, DataError, training_loaders
-from shufflenet import CHANNELS, ShuffleNet
+from options import command, parse, training_parser
 
 
 def main(argv=None):
     """Runs the training; `argv` is a list of options, for tests."""
-    parser = utils.training_parser(__doc__, 'checkpoints/shufflenet.pkl')
-    parser.add_argument('--width', type=float, choices=CHANNELS, default=1.0,
+    parser = training_parser(__doc__, 'checkpoints/shufflenet.pkl')
+    parser.add_argument('--width', type=float, choices=(0.5, 1.0, 1.5, 2.0),
+                        default=1.0,
                         help='channel multiplier; default: 1.0')
-    options = utils.parse(parser, argv, DATASETS)
+    options = parse(parser, argv, DATASETS)
+
+    # Only now: they take seconds, and --help and mistakes need not wait.
+    from torch.optim import AdamW
+    from torch.optim.lr_scheduler import MultiStepLR
+
+    import utils
+    from shufflenet import ShuffleNet
+
+    utils.start(parser, options)
     loaders = training_loaders(options)
     model = ShuffleNet(options.width)
     resumed = utils.initial_weights(model, options)
@@ -37,4 +43,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(utils.command(main, DataError))
+    sys.exit(command(main, DataError))

@@ -1,9 +1,8 @@
-"""The engine: options, processes, one epoch, evaluation, checkpoints, fit.
+"""The engine: processes, one epoch, evaluation, checkpoints, fit, reports.
 
 It knows neither a data set nor a network: a script hands it a
 `hopenet.PoseNetwork` and loaders of (images, angles, indices) batches.
 """
-import argparse
 import base64
 import contextlib
 import datetime
@@ -35,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from hopenet import (AXES, HEAD_FACTOR, WeightsError, decode, draw_pose,
+from hopenet import (AXES, WeightsError, decode, draw_pose,
                      load_exactly, normalize, plain_keys, pose_loss,
                      rotation_matrix)
 
@@ -101,189 +100,26 @@ class Evaluation(NamedTuple):
         return np.abs(self.predicted - self.true)
 
 
-# ----------------------------------------------------------------- options
+# --------------------------------------------------------------- the start
 
-def number(kind, low, high=math.inf):
-    """Returns an argparse type: an int or float from `low` to `high`."""
-    def checked(text):
-        value = kind(text)
-        if not low <= value <= high:  # NaN, too
-            raise ValueError
-        return value
-    checked.__name__ = f'{kind.__name__} of at least {low}'  # for its message
-    if high < math.inf:
-        checked.__name__ += f' and at most {high}'
-    return checked
-
-
-def loaders_default():
-    """Returns how many processes should load images for this one."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(8, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
-
-
-def base_parser(description, data_dir, batch_size=32):
-    """Returns a parser of what training and testing have in common."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add('--gpu', type=number(int, -1), default=0, metavar='N',
-        help='GPU to run on, -1 for the CPU; default: 0, or the CPU')
-    add('--data_dir', default=data_dir, metavar='DIR',
-        help=f'folder of the data set; default: {data_dir}')
-    add('--filename_list', metavar='FILE',
-        help='default: filename_list.txt in the data folder')
-    add('--batch_size', type=number(int, 1), default=batch_size, metavar='N')
-    add('--landmarks', choices=('visible', 'raw'), default='visible',
-        help="box around AFLW2000's visible landmarks, or (the published "
-        'protocol) all, with those at x=-1; default: visible')
-    add('--workers', type=number(int, 0), metavar='N',
-        default=loaders_default(),
-        help='processes that load images; default: the cores, at most 8 for '
-        'each process that trains')
-    return parser
-
-
-def training_parser(description, output):
-    """Returns the parser of a training script.
-
-    The defaults are the document's recipe; train.sh repeats them for its
-    reader to edit.
-    """
-    parser = base_parser(description, './data/300W_LP/')
-    add = parser.add_argument
-    add('--dataset', default='Pose_300W_LP', metavar='NAME')
-    add('--num_epochs', type=number(int, 1), default=25, metavar='N')
-    add('--lr', type=number(float, 0), default=1e-5,
-        help='base learning rate')
-    add('--lr_steps', type=number(int, 1), nargs='*', default=[8, 18],
-        metavar='EPOCH', help='epochs after which it falls to a tenth')
-    add('--head_factor', type=number(float, 0), default=HEAD_FACTOR,
-        help=f'learning rate of the heads over the base; default: '
-        f'{HEAD_FACTOR}')
-    add('--one_cycle', action='store_true',
-        help='warm up for a tenth of the epochs, then fall along a cosine, '
-        'instead of --lr_steps')
-    add('--weight_decay', type=number(float, 0), default=0.0)
-    add('--alpha', type=number(float, 0), default=2.0,
-        help='weight of the squared error in the loss')
-    add('--pretrained', default='imagenet', metavar='imagenet|none|FILE',
-        help="torchvision's ImageNet weights (default), a fresh start, or a "
-        "file of torchvision's or of the official CBAM release")
-    add('--image_size', type=number(int, 64), default=224, metavar='PIXELS')
-    add('--no_augment', dest='augment', action='store_false',
-        help='train on the fixed crops of the test protocol')
-    add('--split', choices=('photo', 'image'), default='photo',
-        help='9:1 by photograph (default), or literally by image')
-    add('--split_seed', type=number(int, 0), default=0, metavar='N')
-    add('--seed', type=number(int, 0), default=0, metavar='N',
-        help='of initial weights, order and augmentation')
-    add('--output', default=output, metavar='FILE',
-        help=f'best checkpoint; others are named after it; default: {output}')
-    add_augmentation(parser.add_argument_group(
-        "augmentation beyond HopeNet's"))
-    add_run_options(parser.add_argument_group('long runs'))
-    add_cost_options(parser.add_argument_group('memory and speed'))
-    return parser
-
-
-def add_augmentation(group):
-    """Adds what training may do to its images; see `datasets`."""
-    add = group.add_argument
-    add('--rotate', type=number(float, 0), default=0.0, metavar='DEGREES',
-        help='turn each image in its plane, by up to so much')
-    add('--box_jitter', type=number(float, 0, 0.5), default=0.0,
-        metavar='SHARE', help='scale the face box by up to this share of its '
-        'size, and move it by up to half of that')
-    add('--color_jitter', type=number(float, 0, 0.9), default=0.0,
-        metavar='SHARE',
-        help='change brightness, contrast and saturation by up to this')
-    add('--low_resolution', type=number(float, 0, 1), default=0.0,
-        metavar='SHARE', help='take detail out of this share of the images')
-
-
-def add_run_options(group):
-    """Adds the options of long runs."""
-    add = group.add_argument
-    add('--resume', nargs='?', const='', metavar='FILE',
-        help="go on with an interrupted run; default: the output's _last.pkl")
-    add('--override', action='store_true',
-        help='resume although options differ from those of the run')
-    add('--patience', type=number(int, 1), metavar='N',
-        help='stop when the validation loss has not fallen for N epochs')
-    add('--deterministic', action='store_true',
-        help='the same result each time on a GPU, too; slower')
-    add('--as_published', action='store_true',
-        help="what the released code really did: its accidents, listed at "
-        'the start')
-
-
-def add_cost_options(group):
-    """Adds the options that trade memory, time and precision."""
-    add = group.add_argument
-    add('--amp', choices=('auto', *AMP_TYPES, 'off'), default='auto',
-        help='mixed precision; auto: bf16 on GPUs that have it')
-    add('--channels_last', action=argparse.BooleanOptionalAction,
-        default=True, help='memory layout of images')
-    add('--compile', action='store_true',
-        help='torch.compile: minutes at the start, then faster steps')
-    add('--accumulate', type=number(int, 1), default=1, metavar='N',
-        help='compute each batch in N parts, one after the other')
-    add('--checkpoint_activations', action='store_true',
-        help="compute each block twice to keep less in memory")
-
-
-def testing_parser(description, snapshot):
-    """Returns the parser of a testing script."""
-    parser = base_parser(description, './data/AFLW2000/')
-    add = parser.add_argument
-    add('--dataset', default='AFLW2000', metavar='NAME')
-    add('--snapshot', default=snapshot, metavar='FILE',
-        help='checkpoint of a training script, or a bare state dict of '
-        f'HopeNet; default: {snapshot}')
-    add('--image_size', type=number(int, 64), metavar='PIXELS',
-        help='default: what the checkpoint was trained at, or 224')
-    add('--predictions', metavar='FILE.csv',
-        help='write name, predicted and true angles, a row an image')
-    add('--save_viz', action='store_true',
-        help='draw predicted axes into output/images')
-    add('--cube', action='store_true', help='--save_viz draws cubes')
-    add('--report', metavar='DIR',
-        help='write report.html, a page with everything about the result, '
-        'and report.json, its numbers')
-    add('--compare', nargs=2, action=Comparison, metavar=('A.json', 'B.json'),
-        help='compare two report.json on their common images, and end')
-    add('--tables', nargs='+', action=Tables, metavar='REPORT.json',
-        help="print the document's two tables with these reports', and end")
-    return parser
-
-
-def parse(parser, argv, datasets):
-    """Parses a command line, seeds PyTorch and picks the device.
+def start(parser, options):
+    """Picks the device, joins other processes, and seeds PyTorch.
 
     Args:
         parser: a training or testing parser.
-        argv: list of strings, or None for the command line.
-        datasets: the names that --dataset accepts.
+        options: that `options.parse` returned.
 
     Returns:
-        The options, with `device`, `pin_memory`, `rank` and `world`.
+        The options, with `device` and `pin_memory`.
     """
-    options = parser.parse_args(argv)
-    if options.dataset not in datasets:
-        parser.error(f'argument --dataset: {options.dataset!r} is none of '
-                     + ', '.join(datasets))
-    if options.filename_list is None:
-        options.filename_list = os.path.join(options.data_dir,
-                                             'filename_list.txt')
-    options.rank = int(os.environ.get('RANK', 0))
-    options.world = int(os.environ.get('WORLD_SIZE', 1))
     if options.rank > 0:  # process 0 alone prints and writes
         sys.stdout = open(os.devnull, 'w', encoding='utf-8')
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
     choose_device(parser, options)
-    join_processes(parser, options)
+    if options.world > 1:
+        distributed.init_process_group(
+            'gloo' if options.device == 'cpu' else 'nccl',
+            timeout=datetime.timedelta(minutes=10))
     if 'seed' in options:  # training
         settle(parser, options)
     return options
@@ -301,17 +137,6 @@ def choose_device(parser, options):
     options.pin_memory = gpus > 0
     if gpus:
         torch.cuda.set_device(chosen)
-
-
-def join_processes(parser, options):
-    """Joins the processes that torchrun started, if it did."""
-    if options.batch_size < options.world:
-        parser.error(f'--batch_size {options.batch_size} is less than the '
-                     f'{options.world} processes that share a batch')
-    if options.world > 1:
-        distributed.init_process_group(
-            'gloo' if options.device == 'cpu' else 'nccl',
-            timeout=datetime.timedelta(minutes=10))
 
 
 def settle(parser, options):
@@ -338,46 +163,44 @@ def beside(output, ending):
     return os.path.splitext(output)[0] + ending
 
 
-def command(main, *errors):
-    """Runs a script's main and returns its exit status.
+def exit_status(error, errors=()):
+    """Ends a script; returns its exit status.
 
     An error that a user can mend ends in one line and status 1, a signal in
     128 and its number; a defect of ours keeps its traceback.
 
     Args:
-        main: the function.
+        error: that the script's main raised, or None.
         errors: the script's own errors, beside the engine's.
     """
-    try:
-        main()
-    except (RunError, WeightsError, *errors) as error:
-        # From a loader's worker the message is a traceback that ends in it.
-        name = type(error).__name__
-        print(str(error).rsplit(f'{name}: ', 1)[-1].strip(), file=sys.stderr)
-        return 1
-    except Interrupted as stop:
+    if error is None:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        return 0
+    if isinstance(error, Interrupted):
         if int(os.environ.get('RANK', 0)) == 0:
             print(f'Interrupted. Go on with: {resume_command()}',
                   file=sys.stderr)
-        return 128 + stop.number
-    except torch.OutOfMemoryError as error:
-        print(f'{str(error).split(". ")[0]}. Try --accumulate 4, '
-              '--checkpoint_activations or a smaller --batch_size',
-              file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        lost = lost_process(error)
-        if not lost:
-            raise
-        print(lost, file=sys.stderr)
-        return 1
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-    return 0
+        return 128 + error.number
+    if isinstance(error, (RunError, WeightsError, *errors)):
+        # From a loader's worker the message is a traceback that ends in it.
+        name = type(error).__name__
+        message = str(error).rsplit(f'{name}: ', 1)[-1].strip()
+    elif isinstance(error, torch.OutOfMemoryError):
+        message = (f'{str(error).split(". ")[0]}. Try --accumulate 4, '
+                   '--checkpoint_activations or a smaller --batch_size')
+    else:
+        message = lost_process(error)
+    if not message:
+        raise error
+    print(message, file=sys.stderr)
+    return 1
 
 
 def lost_process(error):
     """Says in a line that another process is gone, if that is the error."""
+    if not isinstance(error, RuntimeError):
+        return None
     text = str(error)
     if 'DataLoader worker' in text:
         return (f'a process that loads images ended ({text.splitlines()[0]}): '
@@ -708,7 +531,7 @@ def backward(forward, images, angles, size, options, scaler):
     Returns:
         The sum of this process's losses, a scalar on the device.
     """
-    angles = angles.to(options.device, non_blocking=True)
+    angles = torch.as_tensor(angles).to(options.device, non_blocking=True)
     parts = list(zip(images.chunk(options.accumulate),
                      angles.chunk(options.accumulate)))
     total = torch.zeros((), device=options.device)
@@ -766,9 +589,9 @@ def evaluate(model, loader, options, alpha=2.0, stop=()):
     for images, angles, indices in tqdm(loader, desc='evaluating',
                                         disable=None, leave=False):
         logits = model(prepare(images, options)).float().cpu()
-        rows.append(torch.cat([
-            indices[:, None].double(), decode(logits), angles,
-            pose_loss(logits, angles, alpha)[:, None]], 1).numpy())
+        rows.append(np.column_stack([
+            indices, decode(logits), angles,
+            pose_loss(logits, torch.as_tensor(angles), alpha)]))
         if stop:
             raise Interrupted(stop[0])
     rows = np.concatenate(gather(options, np.concatenate(rows)))
@@ -1013,7 +836,7 @@ def plot_curves(log):
 def report_training(loaders, options, log):
     """Prints what was trained, and the best epoch beside a constant."""
     angles = [loader.dataset.annotations.angles[
-        loader.batch_sampler.indices.numpy()] for loader in loaders]
+        loader.batch_sampler.indices] for loader in loaders]
     constant = np.abs(angles[1] - np.median(angles[0], 0))
     best = log.loc[log.mae.idxmin()]
     print(f'\nTrained on {len(angles[0]):,} images of {options.data_dir}, '
@@ -1388,15 +1211,6 @@ def report_page(report, plots, worst):
 
 # ----------------------------------------------------------- two reports
 
-class Tables(argparse.Action):
-    """An option that prints tables of reports and ends, as --help does."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        """Prints the tables; see `document_tables`."""
-        print(document_tables(values))
-        parser.exit()
-
-
 def document_tables(paths):
     """Returns the document's two tables, filled in with reports.
 
@@ -1424,15 +1238,6 @@ def document_tables(paths):
               pd.DataFrame(sizes, columns=['', 'parameters', 'checkpoint']))
     return '\n\n'.join(table.to_string(index=False, float_format='%.3f')
                        for table in tables)
-
-
-class Comparison(argparse.Action):
-    """An option that compares two reports and ends, as --help does."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        """Prints the comparison of the two files; see `comparison`."""
-        print(comparison(*values))
-        parser.exit()
 
 
 def comparison(first, second):

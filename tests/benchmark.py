@@ -29,6 +29,7 @@ import datasets
 import filename_generator
 import utils
 from hopenet import AttNet, for_inference, pose_loss
+from options import parse as parse_options, training_parser
 from shufflenet import ShuffleNet
 from tests import original, sample_data
 
@@ -61,10 +62,10 @@ def parse(argv=None):
 
 def settings(options, *more):
     """Returns a training's options, the recipe's own but for `more`."""
-    parser = utils.training_parser('', 'unused.pkl')
-    return utils.parse(parser, [
+    parser = training_parser('', 'unused.pkl')
+    return utils.start(parser, parse_options(parser, [
         '--gpu', '-1' if options.device == 'cpu' else str(options.gpu),
-        '--image_size', str(options.size), *more], datasets.DATASETS)
+        '--image_size', str(options.size), *more], datasets.DATASETS))
 
 
 def seconds(function, device):

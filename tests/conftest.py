@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import datasets
+import demo
 import utils
+from options import command, parse, training_parser
 from tests import sample_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,9 +39,10 @@ def run_script(script, *options, **environment):
 
 def engine_options(*options):
     """Returns the options of a training on the CPU."""
-    parser = utils.training_parser('', 'unused.pkl')
-    return utils.parse(parser, ['--gpu', '-1', '--workers', '0',
-                                *map(str, options)], datasets.DATASETS)
+    parser = training_parser('', 'unused.pkl')
+    return utils.start(parser, parse(
+        parser, ['--gpu', '-1', '--workers', '0', *map(str, options)],
+        datasets.DATASETS))
 
 
 @pytest.fixture(scope='session')
@@ -73,9 +76,8 @@ def run(capsys):
     def call(script, *options):
         capsys.readouterr()
         try:
-            status = utils.command(
-                lambda: script.main([str(o) for o in options]),
-                datasets.DataError)
+            status = command(lambda: script.main([str(o) for o in options]),
+                             datasets.DataError, demo.InputError)
         except SystemExit as stop:  # argparse
             status = stop.code
         printed = capsys.readouterr()

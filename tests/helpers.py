@@ -15,6 +15,7 @@ import torch
 import train_shufflenet
 import utils
 from datasets import DATASETS, DataError, training_loaders
+from options import command, parse, training_parser
 from shufflenet import ShuffleNet
 
 
@@ -44,8 +45,8 @@ def die_half_written(_, path):
 
 def first_gradients(options):
     """Saves the gradients of the first training step."""
-    parser = utils.training_parser('', 'x.pkl')
-    options = utils.parse(parser, options, DATASETS)
+    parser = training_parser('', 'x.pkl')
+    options = utils.start(parser, parse(parser, options, DATASETS))
     model = ShuffleNet(0.5)
     utils.initial_weights(model, options)
     loaders = training_loaders(options)
@@ -66,7 +67,7 @@ def main():
     rank = int(os.environ.get('RANK', 0))
     steps = 3  # an epoch of the tests' runs
     if fault == 'gradients':
-        return utils.command(lambda: first_gradients(options), DataError)
+        return command(lambda: first_gradients(options), DataError)
     if fault == 'step':
         on_call('backward', steps + 2, die)
     elif fault == 'validation':
@@ -80,7 +81,7 @@ def main():
                 lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     elif fault == 'lose_rank_1' and rank == 1:
         on_call('backward', steps + 2, die)
-    return utils.command(lambda: train_shufflenet.main(options), DataError)
+    return command(lambda: train_shufflenet.main(options), DataError)
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ import torch
 import utils
 from datasets import DATASETS
 from hopenet import AttNet
+from options import parse, training_parser
 from shufflenet import ShuffleNet
 
 OPTIONS = {'float32': ['--amp', 'off'],
@@ -100,9 +101,9 @@ def main():
     print(f'{"":36}' + ''.join(f'{f"batch {n}":>12}' for n in BATCHES))
     for network in (AttNet, ShuffleNet):
         for label, words in OPTIONS.items():
-            parser = utils.training_parser('', 'x.pkl')
-            options = utils.parse(
-                parser, ['--gpu', '0' if on_gpu else '-1', *words], DATASETS)
+            parser = training_parser('', 'x.pkl')
+            options = utils.start(parser, parse(
+                parser, ['--gpu', '0' if on_gpu else '-1', *words], DATASETS))
             sizes = []
             for batch in BATCHES:
                 model = network()

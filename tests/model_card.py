@@ -17,19 +17,19 @@ import datasets
 import filename_generator
 import utils
 from hopenet import AXES, for_inference
+from options import SHIPPED, parse, testing_parser
 from shufflenet import ShuffleNet
 
-SHIPPED = 'checkpoints/shufflenet_faces.pkl'
 PICTURE = '.github/faces_yaw.png'
 
 
 def evaluate(snapshot, data, filename_list, landmarks):
     """Returns a checkpoint's `Evaluation` on the listed images."""
-    parser = utils.testing_parser('', SHIPPED)
-    options = utils.parse(parser, [
+    parser = testing_parser('', SHIPPED)
+    options = utils.start(parser, parse(parser, [
         '--gpu', '-1', '--data_dir', data, '--filename_list', filename_list,
         '--landmarks', landmarks, '--snapshot', snapshot],
-        datasets.DATASETS)
+        datasets.DATASETS))
     model, content = utils.load_network(snapshot, ShuffleNet)
     options.image_size = utils.image_size(options, content)
     return utils.evaluate(for_inference(model, options.image_size),

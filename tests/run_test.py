@@ -20,6 +20,7 @@ import train_shufflenet
 import utils
 from datasets import DataError
 from hopenet import AttNet, pose_loss
+from options import command
 from shufflenet import ShuffleNet
 from tests.conftest import ROOT, SIZE, engine_options
 
@@ -96,7 +97,7 @@ def error(capsys):
     """Runs a training in this process; returns status and stderr."""
     def call(script, options):
         capsys.readouterr()
-        status = utils.command(lambda: script.main(
+        status = command(lambda: script.main(
             [str(option) for option in options]), DataError)
         return status, capsys.readouterr().err
     return call
@@ -499,7 +500,7 @@ def test_the_log_notes_overfitting(sample, tmp_path, monkeypatch, capsys):
         return utils.Evaluation(current[1], np.arange(2), np.zeros((2, 3)),
                                 np.ones((2, 3)))
     monkeypatch.setattr(utils, 'train_epoch', fake_epoch)
-    monkeypatch.setattr(train_shufflenet, 'MultiStepLR', FakeSchedule)
+    monkeypatch.setattr('torch.optim.lr_scheduler.MultiStepLR', FakeSchedule)
     monkeypatch.setattr(utils, 'evaluate', fake_evaluation)
     train(sample, tmp_path)
     log = pd.read_csv(tmp_path / 'net_log.csv', comment='#')
@@ -583,5 +584,6 @@ def test_the_loss_of_an_epoch_is_the_mean_over_images(sample):
     reported = utils.train_epoch(model, loader, optimizer, options, 1)
     with torch.no_grad():
         losses = torch.cat([pose_loss(model(utils.prepare(images, options)),
-                                      angles) for images, angles, _ in loader])
+                                      torch.as_tensor(angles))
+                            for images, angles, _ in loader])
     assert reported == pytest.approx(losses.mean().item(), rel=1e-5)

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-import utils
+import hopenet
+import options
+import shufflenet
 from tests.conftest import ROOT, SIZE, run_script
 
 QUICK = ['--num_epochs', '1', '--image_size', str(SIZE), '--workers', '0']
@@ -37,25 +39,57 @@ def shell(folder, command):
 
 
 def test_the_shell_scripts_carry_the_defaults():
-    parser = utils.training_parser('', 'x.pkl')
+    parser = options.training_parser('', 'x.pkl')
     script = (ROOT / 'train.sh').read_text()
     assigned = dict(re.findall(r'^(\w+)=([\d.]+)$', script, re.MULTILINE))
     assert set(assigned) == {'gpu', 'num_epochs', 'batch_size', 'lr', 'alpha'}
     for name, value in assigned.items():
         assert float(value) == parser.get_default(name), name
-    parser = utils.testing_parser('', 'x.pkl')
+    parser = options.testing_parser('', 'x.pkl')
     script = (ROOT / 'test.sh').read_text()
     for name, value in re.findall(r'^(\w+)=(\d+)$', script, re.MULTILINE):
         assert int(value) == parser.get_default(name), name
 
 
 def test_the_recipe_is_the_documents():
-    parser = utils.training_parser('', 'x.pkl')
+    parser = options.training_parser('', 'x.pkl')
     for name, value in {'num_epochs': 25, 'batch_size': 32, 'lr': 1e-5,
                         'alpha': 2, 'lr_steps': [8, 18], 'image_size': 224,
                         'pretrained': 'imagenet', 'split': 'photo',
-                        'augment': True, 'landmarks': 'visible'}.items():
+                        'augment': True, 'landmarks': 'visible',
+                        'head_factor': hopenet.HEAD_FACTOR}.items():
         assert parser.get_default(name) == value, name
+
+
+def test_every_width_of_the_network_is_an_option():
+    done = run_script('train_shufflenet.py', '--width', '3')
+    assert done.returncode == 2
+    assert ', '.join(map(str, shufflenet.CHANNELS)) in done.stderr
+
+
+@pytest.fixture
+def no_torch(tmp_path):
+    """An environment in which importing PyTorch is an error."""
+    for name in ('torch', 'torchvision'):
+        (tmp_path / f'{name}.py').write_text('raise SystemError')
+    return {'PYTHONPATH': str(tmp_path)}
+
+
+@pytest.mark.parametrize('script', [
+    'train_attnet.py', 'train_shufflenet.py', 'test_attnet.py',
+    'test_shufflenet.py', 'filename_generator.py', 'demo.py'])
+def test_help_and_mistakes_do_not_wait_for_pytorch(no_torch, script):
+    done = run_script(script, '--help', **no_torch)
+    assert done.returncode == 0 and 'usage: ' in done.stdout
+    done = run_script(script, '--nonsense', **no_torch)
+    assert done.returncode == 2 and 'usage: ' in done.stderr
+
+
+def test_lists_are_made_without_pytorch(no_torch, sample, tmp_path):
+    done = run_script('filename_generator.py', '--dataset', 'AFLW2000',
+                      '--dataset_path', sample / 'AFLW2000', '--output',
+                      tmp_path / 'list.txt', **no_torch)
+    assert done.returncode == 0 and '9 kept' in done.stdout
 
 
 def test_without_data_both_scripts_use_the_sample_and_say_so(clone):

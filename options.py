@@ -1,0 +1,284 @@
+"""The scripts' command lines.
+
+Nothing here imports PyTorch, which takes seconds: --help and a mistyped
+option are answered at once.
+"""
+import argparse
+import math
+import os
+
+SHIPPED = 'checkpoints/shufflenet_faces.pkl'
+
+
+def number(kind, low, high=math.inf):
+    """Returns an argparse type: an int or float from `low` to `high`."""
+    def checked(text):
+        value = kind(text)
+        if not low <= value <= high:  # NaN, too
+            raise ValueError
+        return value
+    checked.__name__ = f'{kind.__name__} of at least {low}'  # for its message
+    if high < math.inf:
+        checked.__name__ += f' and at most {high}'
+    return checked
+
+
+def box(text):
+    """Parses --box."""
+    x_min, y_min, x_max, y_max = map(float, text.split(','))
+    if not (x_max - x_min >= 8 and y_max - y_min >= 8):
+        raise ValueError
+    return x_min, y_min, x_max, y_max
+
+
+# For argparse's message.
+box.__name__ = 'box x_min,y_min,x_max,y_max of at least 8 pixels'
+
+
+def loaders_default():
+    """Returns how many processes should load images for this one."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(8, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
+
+
+def new_parser(description):
+    """Returns a parser of what all scripts have in common."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '--gpu', type=number(int, -1), default=0, metavar='N',
+        help='GPU to run on, -1 for the CPU; default: 0, or the CPU')
+    return parser
+
+
+def base_parser(description, data_dir, batch_size=32):
+    """Returns a parser of what training and testing have in common."""
+    parser = new_parser(description)
+    add = parser.add_argument
+    add('--data_dir', default=data_dir, metavar='DIR',
+        help=f'folder of the data set; default: {data_dir}')
+    add('--filename_list', metavar='FILE',
+        help='default: filename_list.txt in the data folder')
+    add('--batch_size', type=number(int, 1), default=batch_size, metavar='N')
+    add('--landmarks', choices=('visible', 'raw'), default='visible',
+        help="box around AFLW2000's visible landmarks, or (the published "
+        'protocol) all, with those at x=-1; default: visible')
+    add('--workers', type=number(int, 0), metavar='N',
+        default=loaders_default(),
+        help='processes that load images; default: the cores, at most 8 for '
+        'each process that trains')
+    return parser
+
+
+def training_parser(description, output):
+    """Returns the parser of a training script.
+
+    The defaults are the document's recipe; train.sh repeats them for its
+    reader to edit.
+    """
+    parser = base_parser(description, './data/300W_LP/')
+    add = parser.add_argument
+    add('--dataset', default='Pose_300W_LP', metavar='NAME')
+    add('--num_epochs', type=number(int, 1), default=25, metavar='N')
+    add('--lr', type=number(float, 0), default=1e-5,
+        help='base learning rate')
+    add('--lr_steps', type=number(int, 1), nargs='*', default=[8, 18],
+        metavar='EPOCH', help='epochs after which it falls to a tenth')
+    add('--head_factor', type=number(float, 0), default=5,
+        help='learning rate of the heads over the base; default: 5')
+    add('--one_cycle', action='store_true',
+        help='warm up for a tenth of the epochs, then fall along a cosine, '
+        'instead of --lr_steps')
+    add('--weight_decay', type=number(float, 0), default=0.0)
+    add('--alpha', type=number(float, 0), default=2.0,
+        help='weight of the squared error in the loss')
+    add('--pretrained', default='imagenet', metavar='imagenet|none|FILE',
+        help="torchvision's ImageNet weights (default), a fresh start, or a "
+        "file of torchvision's or of the official CBAM release")
+    add('--image_size', type=number(int, 64), default=224, metavar='PIXELS')
+    add('--no_augment', dest='augment', action='store_false',
+        help='train on the fixed crops of the test protocol')
+    add('--split', choices=('photo', 'image'), default='photo',
+        help='9:1 by photograph (default), or literally by image')
+    add('--split_seed', type=number(int, 0), default=0, metavar='N')
+    add('--seed', type=number(int, 0), default=0, metavar='N',
+        help='of initial weights, order and augmentation')
+    add('--output', default=output, metavar='FILE',
+        help=f'best checkpoint; others are named after it; default: {output}')
+    add_augmentation(parser.add_argument_group(
+        "augmentation beyond HopeNet's"))
+    add_run_options(parser.add_argument_group('long runs'))
+    add_cost_options(parser.add_argument_group('memory and speed'))
+    return parser
+
+
+def add_augmentation(group):
+    """Adds what training may do to its images; see `datasets`."""
+    add = group.add_argument
+    add('--rotate', type=number(float, 0), default=0.0, metavar='DEGREES',
+        help='turn each image in its plane, by up to so much')
+    add('--box_jitter', type=number(float, 0, 0.5), default=0.0,
+        metavar='SHARE', help='scale the face box by up to this share of its '
+        'size, and move it by up to half of that')
+    add('--color_jitter', type=number(float, 0, 0.9), default=0.0,
+        metavar='SHARE',
+        help='change brightness, contrast and saturation by up to this')
+    add('--low_resolution', type=number(float, 0, 1), default=0.0,
+        metavar='SHARE', help='take detail out of this share of the images')
+
+
+def add_run_options(group):
+    """Adds the options of long runs."""
+    add = group.add_argument
+    add('--resume', nargs='?', const='', metavar='FILE',
+        help="go on with an interrupted run; default: the output's _last.pkl")
+    add('--override', action='store_true',
+        help='resume although options differ from those of the run')
+    add('--patience', type=number(int, 1), metavar='N',
+        help='stop when the validation loss has not fallen for N epochs')
+    add('--deterministic', action='store_true',
+        help='the same result each time on a GPU, too; slower')
+    add('--as_published', action='store_true',
+        help="what the released code really did: its accidents, listed at "
+        'the start')
+
+
+def add_cost_options(group):
+    """Adds the options that trade memory, time and precision."""
+    add = group.add_argument
+    add('--amp', choices=('auto', 'bf16', 'fp16', 'off'), default='auto',
+        help='mixed precision; auto: bf16 on GPUs that have it')
+    add('--channels_last', action=argparse.BooleanOptionalAction,
+        default=True, help='memory layout of images')
+    add('--compile', action='store_true',
+        help='torch.compile: minutes at the start, then faster steps')
+    add('--accumulate', type=number(int, 1), default=1, metavar='N',
+        help='compute each batch in N parts, one after the other')
+    add('--checkpoint_activations', action='store_true',
+        help="compute each block twice to keep less in memory")
+
+
+def testing_parser(description, snapshot):
+    """Returns the parser of a testing script."""
+    parser = base_parser(description, './data/AFLW2000/')
+    add = parser.add_argument
+    add('--dataset', default='AFLW2000', metavar='NAME')
+    add('--snapshot', default=snapshot, metavar='FILE',
+        help='checkpoint of a training script, or a bare state dict of '
+        f'HopeNet; default: {snapshot}')
+    add('--image_size', type=number(int, 64), metavar='PIXELS',
+        help='default: what the checkpoint was trained at, or 224')
+    add('--predictions', metavar='FILE.csv',
+        help='write name, predicted and true angles, a row an image')
+    add('--save_viz', action='store_true',
+        help='draw predicted axes into output/images')
+    add('--cube', action='store_true', help='--save_viz draws cubes')
+    add('--report', metavar='DIR',
+        help='write report.html, a page with everything about the result, '
+        'and report.json, its numbers')
+    add('--compare', nargs=2, action=Comparison, metavar=('A.json', 'B.json'),
+        help='compare two report.json on their common images, and end')
+    add('--tables', nargs='+', action=Tables, metavar='REPORT.json',
+        help="print the document's two tables with these reports', and end")
+    return parser
+
+
+class Comparison(argparse.Action):
+    """An option that compares two reports and ends, as --help does."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Prints the comparison of the two files."""
+        from utils import comparison
+
+        print(comparison(*values))
+        parser.exit()
+
+
+class Tables(argparse.Action):
+    """An option that prints tables of reports and ends, as --help does."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Prints the tables."""
+        from utils import document_tables
+
+        print(document_tables(values))
+        parser.exit()
+
+
+def parse(parser, argv, datasets):
+    """Parses a command line of training or testing.
+
+    Args:
+        parser: of either.
+        argv: list of strings, or None for the command line.
+        datasets: the names that --dataset accepts.
+
+    Returns:
+        The options, with `rank` and `world`: of this process among those
+        that torchrun started, and their number.
+    """
+    options = parser.parse_args(argv)
+    if options.dataset not in datasets:
+        parser.error(f'argument --dataset: {options.dataset!r} is none of '
+                     + ', '.join(datasets))
+    if options.filename_list is None:
+        options.filename_list = os.path.join(options.data_dir,
+                                             'filename_list.txt')
+    options.rank = int(os.environ.get('RANK', 0))
+    options.world = int(os.environ.get('WORLD_SIZE', 1))
+    if options.batch_size < options.world:
+        parser.error(f'--batch_size {options.batch_size} is less than the '
+                     f'{options.world} processes that share a batch')
+    return options
+
+
+def parse_demo(description, argv=None):
+    """Parses demo.py's command line; returns the parser and the options."""
+    parser = new_parser(description)
+    add = parser.add_argument
+    add('inputs', nargs='*', metavar='INPUT',
+        help='picture, folder of pictures, video, or number of a camera')
+    add('--snapshot', default=SHIPPED, metavar='FILE',
+        help='checkpoint of either network, or a bare state dict; default: '
+        + SHIPPED)
+    add('--output', default='output/demo', metavar='DIR')
+    add('--detector', metavar='FILE.onnx',
+        help="YuNet, of OpenCV's model zoo, instead of OpenCV's cascades")
+    add('--box', type=box, metavar='X0,Y0,X1,Y1',
+        help="no detection: the face's box, brows to chin, in pixels (with a "
+        'minus: --box=-5,...)')
+    add('--whole', action='store_true',
+        help='no detection: pictures are crops of one head each')
+    add('--cube', action='store_true', help='draw cubes instead of axes')
+    add('--json', action='store_true', help='poses.json, not poses.csv')
+    add('--smooth', type=number(float, 0, 0.99), default=0.0,
+        metavar='WEIGHT', help="video: weight of the frames before in a "
+        "face's angles; default: 0")
+    add('--no_window', action='store_true', help='camera: write video only')
+    add('--export', metavar='FILE',
+        help='write the network as .onnx or .pt2 and run nothing')
+    add('--export_raw', action='store_true',
+        help='--export: take uint8 pixels (N, H, W, 3); normalisation inside')
+    options = parser.parse_args(argv)
+    if not options.inputs and not options.export:
+        parser.error('give pictures, folders, video or a camera, or --export')
+    return parser, options
+
+
+def command(main, *errors):
+    """Runs a script's main and returns its exit status.
+
+    Args:
+        main: the function.
+        errors: the script's own errors, beside the engine's; see
+            `utils.exit_status`.
+    """
+    error = None
+    try:
+        main()
+    except Exception as raised:
+        error = raised
+    from utils import exit_status
+
+    return exit_status(error, errors)
