@@ -90,6 +90,7 @@ def check_pairs(folder, names, workers):
 
 def write_list(path, names):
     """Writes the list under a temporary name and renames it."""
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     temporary = f'{path}.tmp'
     with open(temporary, 'w', encoding='utf-8') as file:
         file.writelines(f'{name}\n' for name in names)

@@ -1247,14 +1247,15 @@ def comparison(first, second):
         first, second: paths of report.json, A and B.
 
     Returns:
-        A text: counts, the MAE of both and B - A with the 95% interval of a
-        paired bootstrap (the same images are drawn of both), a verdict.
+        A text: counts, where their protocols differ, the MAE of both and
+        B - A with the 95% interval of a paired bootstrap (the same images are
+        drawn of both), a verdict.
 
     Raises:
         RunError: a file is no report, or the two have no image in common or
             disagree on its true angles.
     """
-    reports = read_report(first), read_report(second)
+    reports, protocols = zip(read_report(first), read_report(second))
     names = [name for name in reports[0] if name in reports[1]]
     if not names:
         raise RunError(f'{second}: has no image in common with {first}')
@@ -1276,24 +1277,33 @@ def comparison(first, second):
         f'A: {first}', f'B: {second}', f'{len(names)} common images' + (
             ' (left out: %d of A, %d of B)' % tuple(left_out)
             if any(left_out) else ''),
+        *(f'{name}: A {protocols[0][name]}, B {protocols[1][name]}'
+          for name in ('landmarks', 'image_size')
+          if protocols[0][name] != protocols[1][name]),
         table.to_string(na_rep='-', float_format='%.4f'),
         f'By MAE, {verdict}.'])
 
 
 def read_report(path):
-    """Returns a report's images: names to (2, 3), predicted and true.
+    """Reads a report.json.
+
+    Returns:
+        Its images, a dict of names to (2, 3), predicted and true angles; and
+        of its protocol, the landmarks and the size of the crops.
 
     Raises:
         RunError: the file is no report.
     """
     try:
         with open(path, encoding='utf-8') as file:
-            rows = json.load(file)['rows']
+            report = json.load(file)
+        rows, protocol = report['rows'], report['protocol']
         angles = np.array([[row['predicted'], row['true']] for row in rows],
                           float)
         if angles.shape[1:] != (2, 3) or not np.isfinite(angles).all():
             raise ValueError
-        return dict(zip([row['name'] for row in rows], angles))
+        return (dict(zip([row['name'] for row in rows], angles)),
+                {name: protocol[name] for name in ('landmarks', 'image_size')})
     except (OSError, LookupError, TypeError, ValueError) as error:
         raise RunError(f'{path}: is no report.json of --report '
                        f'({type(error).__name__})') from None

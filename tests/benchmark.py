@@ -17,9 +17,11 @@ import os
 import platform
 import tempfile
 import time
+from functools import partial
 from statistics import median
 
 import cv2
+import onnxruntime
 import pandas as pd
 import torch
 import torchvision
@@ -255,6 +257,44 @@ def inference(options):
                                f'{1000 / row["original"]:.1f} ms')
             yield {'what': f'(d) inference, {network.title}, batch {batch}',
                    'unit': 'images/s', **row}
+        if options.device == 'cpu':
+            yield from beside_onnxruntime(network.title, model, fast, options)
+
+
+def beside_onnxruntime(title, model, fast, options):
+    """(d) One image through the same network in onnxruntime.
+
+    Args:
+        title: of the network.
+        model: the network, in plain PyTorch.
+        fast: as `for_inference` has it.
+    """
+    x = torch.rand(1, 3, options.size, options.size)
+    feed = {'images': x.numpy()}
+    networks = {'plain': lambda: model(x), 'packed': lambda: fast(x)}
+    times = {name: [] for name in (*networks, 'onnxruntime')}
+
+    def measure(name, run):
+        run()
+        times[name].append(seconds(lambda: [run() for _ in range(10)], 'cpu'))
+
+    with tempfile.NamedTemporaryFile(suffix='.onnx') as file:
+        torch.onnx.export(model, (x,), file.name, input_names=list(feed),
+                          dynamo=True, opset_version=18, external_data=False,
+                          verbose=False)
+        for _ in range(options.rounds):
+            for name, run in networks.items():
+                measure(name, run)
+            # There only for its turn: between runs its threads go on to spin.
+            session = onnxruntime.InferenceSession(file.name)
+            measure('onnxruntime', partial(session.run, None, feed))
+            del session
+    for name in networks:
+        here, there = (median(times[key]) for key in (name, 'onnxruntime'))
+        yield {'what': f'(d) {title}, {name}, beside onnxruntime',
+               'unit': 'images/s', 'here': 10 / here, 'original': 10 / there,
+               'ratio': there / here,
+               'note': f'{here / there:.2f} times its time'}
 
 
 def mat_reading(data, names, folder, options):

@@ -137,6 +137,16 @@ def test_unusable_pairs_are_named_and_stop_it(flat, generate):
     assert listed(flat) == ['image00008', 'image00009', 'image00010']
 
 
+def test_the_list_goes_where_it_is_told(flat, generate, tmp_path):
+    path = tmp_path / 'new' / 'folder' / 'list.txt'
+    status, _, _ = generate('AFLW2000', flat, '--output', path)
+    assert status == 0 and len(path.read_text().splitlines()) == 9
+    assert not (flat / 'filename_list.txt').exists()
+    status, _, err = generate('AFLW2000', flat, '--output',
+                              flat / 'image00002.jpg' / 'list.txt')
+    assert status == 1 and err.count('\n') == 1 and '--output FILE' in err
+
+
 def test_no_list_without_pairs(tmp_path, generate):
     (tmp_path / 'filename_list.txt').write_text('old\n')
     for dataset, folder, message in (

@@ -74,11 +74,12 @@ def named(sample, tmp_path):
     return folder
 
 
-def written(path, names, predicted, true):
+def written(path, names, predicted, true, landmarks='visible'):
     """Writes what --compare needs of a report; returns its path."""
-    path.write_text(json.dumps({'rows': [
-        {'name': name, 'predicted': list(p), 'true': list(t)}
-        for name, p, t in zip(names, predicted, true)]}))
+    path.write_text(json.dumps({
+        'protocol': {'landmarks': landmarks, 'image_size': 224},
+        'rows': [{'name': name, 'predicted': list(p), 'true': list(t)}
+                 for name, p, t in zip(names, predicted, true)]}))
     return path
 
 
@@ -300,6 +301,18 @@ def test_the_clearly_better_report_is_called_so(run, tmp_path):
     assert '193 common images (left out: 2 of A, 5 of B)' in out
     _, out, _ = run(test_attnet, '--compare', bad, good)
     assert 'B is better' in out and 'A is better' not in out
+
+
+def test_other_crops_are_not_compared_in_silence(run, tmp_path):
+    names, true = synthetic(20)
+    a, same, b = (written(tmp_path / f'{number}.json', names, true, true,
+                          landmarks) for number, landmarks in
+                  enumerate(('visible', 'visible', 'raw')))
+    _, out, _ = run(test_attnet, '--compare', a, same)
+    assert 'landmarks' not in out and 'image_size' not in out
+    _, out, _ = run(test_attnet, '--compare', a, b)
+    assert '\nlandmarks: A visible, B raw\n' in out
+    assert 'image_size' not in out
 
 
 def test_noise_and_a_single_image_decide_nothing(run, tmp_path):
