@@ -159,8 +159,11 @@ def add_cost_options(group):
         help="compute each block twice to keep less in memory")
 
 
-def testing_parser(description, snapshot):
-    """Returns the parser of a testing script."""
+def evaluation_parser(description, snapshot):
+    """Returns the parser of a testing script.
+
+    (It is not named test*: pytest would take it for a test.)
+    """
     parser = base_parser(description, './data/AFLW2000/')
     add = parser.add_argument
     add('--dataset', default='AFLW2000', metavar='NAME')

@@ -5,12 +5,12 @@
 import sys
 
 from datasets import DATASETS, DataError, evaluation_loader
-from options import command, parse, testing_parser
+from options import command, evaluation_parser, parse
 
 
 def main(argv=None):
     """Runs the test; `argv` is a list of options, for tests."""
-    parser = testing_parser(__doc__, 'checkpoints/resnet.pkl')
+    parser = evaluation_parser(__doc__, 'checkpoints/resnet.pkl')
     options = parse(parser, argv, DATASETS)
 
     # Only now: they take seconds, and --help and mistakes need not wait.

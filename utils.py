@@ -106,7 +106,7 @@ def start(parser, options):
     """Picks the device, joins other processes, and seeds PyTorch.
 
     Args:
-        parser: a training or testing parser.
+        parser: of the script.
         options: that `options.parse` returned.
 
     Returns:
@@ -478,7 +478,7 @@ def train_epoch(model, loader, optimizer, options, epoch, forward=None,
         model: a `hopenet.PoseNetwork`.
         loader: of this process's part of each batch.
         optimizer: of the model's parameters.
-        options: of a training parser.
+        options: of a training script.
         epoch: from 1.
         forward: what computes the logits, if not the model itself.
         scaler: of the gradients, for fp16.
@@ -525,7 +525,7 @@ def backward(forward, images, angles, size, options, scaler):
         forward: the model, or what wraps it.
         images, angles: this process's part of the batch.
         size: of the batch in all processes: the loss is the mean over it.
-        options: of a training parser.
+        options: of a training script.
         scaler: of the gradients.
 
     Returns:
@@ -611,7 +611,7 @@ def fit(model, loaders, optimizer, scheduler, options, resumed=None):
         loaders: of training and of validation.
         optimizer, scheduler: of the model's parameters; the scheduler steps
             once an epoch.
-        options: of a training parser.
+        options: of a training script.
         resumed: what `initial_weights` returned.
 
     Raises:
@@ -861,7 +861,7 @@ def report_test(result, dataset, options, content):
     Args:
         result: an `Evaluation`.
         dataset: has `path(index)` and `annotations`.
-        options: of a testing parser.
+        options: of a testing script.
         content: of the tested checkpoint, see `read_checkpoint`.
 
     Raises:
@@ -1076,7 +1076,7 @@ def report_content(result, names, options, content):
     Args:
         result: an `Evaluation`.
         names: of the images, in its order.
-        options: of a testing parser.
+        options: of a testing script.
         content: of the tested checkpoint, see `read_checkpoint`.
     """
     geodesic, vectors = rotation_errors(result.predicted, result.true)

@@ -17,7 +17,7 @@ import datasets
 import filename_generator
 import utils
 from hopenet import AXES, for_inference
-from options import SHIPPED, parse, testing_parser
+from options import SHIPPED, evaluation_parser, parse
 from shufflenet import ShuffleNet
 
 PICTURE = '.github/faces_yaw.png'
@@ -25,7 +25,7 @@ PICTURE = '.github/faces_yaw.png'
 
 def evaluate(snapshot, data, filename_list, landmarks):
     """Returns a checkpoint's `Evaluation` on the listed images."""
-    parser = testing_parser('', SHIPPED)
+    parser = evaluation_parser('', SHIPPED)
     options = utils.start(parser, parse(parser, [
         '--gpu', '-1', '--data_dir', data, '--filename_list', filename_list,
         '--landmarks', landmarks, '--snapshot', snapshot],

@@ -45,7 +45,7 @@ def test_the_shell_scripts_carry_the_defaults():
     assert set(assigned) == {'gpu', 'num_epochs', 'batch_size', 'lr', 'alpha'}
     for name, value in assigned.items():
         assert float(value) == parser.get_default(name), name
-    parser = options.testing_parser('', 'x.pkl')
+    parser = options.evaluation_parser('', 'x.pkl')
     script = (ROOT / 'test.sh').read_text()
     for name, value in re.findall(r'^(\w+)=(\d+)$', script, re.MULTILINE):
         assert int(value) == parser.get_default(name), name
