@@ -34,7 +34,7 @@ class ChannelGate(nn.Module):
         # The release's Sequential starts with a Flatten: its layers are
         # mlp.1 and mlp.3, and checkpoints use these names.
         self.mlp = nn.Sequential(
-            nn.Flatten(),
+            nn.Identity(),
             nn.Linear(channels, hidden),
             nn.ReLU(),
             nn.Linear(hidden, channels))
@@ -48,8 +48,8 @@ class ChannelGate(nn.Module):
             maximum = F.adaptive_max_pool2d(x, 1).flatten(1)
         else:
             maximum = x.amax((2, 3))
-        pooled = torch.cat((x.mean((2, 3)), maximum))  # (2N, C)
-        gate = torch.sigmoid(sum(self.mlp(pooled).chunk(2)))[:, :, None, None]
+        pooled = torch.stack((x.mean((2, 3)), maximum))  # (2, N, C)
+        gate = torch.sigmoid(self.mlp(pooled).sum(0))[:, :, None, None]
         return x.mul_(gate) if self.inplace else x * gate
 
 

@@ -49,6 +49,10 @@ WIDEST = 640  # pixels: the cascades look at a picture no larger than this
 FRONTAL = (0.09, 0.24, 0.92, 1.06)
 PROFILE = (0.10, 0.28, 0.88, 1.02)
 YUNET = (0.02, 0.24, 0.98, 1.00)
+# Where a box lies in a picture that becomes the crop as it is: the protocol's
+# margins add 0.4 of its width to the left, 0.4 of what that makes to the
+# right; 0.4 of its height above, and 0.12 of what that makes below.
+WHOLE = (0.4 / 1.4 ** 2, 0.4 / (1.4 * 1.12), 1 / 1.4, 1 / 1.12)
 
 FIELDS = ('file', 'frame', 'face', 'x_min', 'y_min', 'x_max', 'y_max', *AXES)
 
@@ -78,6 +82,13 @@ def landmark_boxes(found, margins):
     found = np.asarray(found, float).reshape(-1, 4)
     corner, size = np.tile(found[:, :2], 2), np.tile(found[:, 2:], 2)
     return corner + size * margins
+
+
+def whole_box(width, height):
+    """Returns the box (1, 4) whose crop is all of a picture."""
+    # The crop cuts fractions of a pixel off, and rounding must not be one.
+    outwards = np.array([-1, -1, 1, 1]) * 1e-3
+    return landmark_boxes([0, 0, width, height], WHOLE) + outwards
 
 
 def distinct(boxes):
@@ -190,10 +201,7 @@ def make_detector(options):
     if options.box:
         return lambda image: np.array([options.box], float)
     if options.whole:
-        # The margins around this box make it the middle of the picture.
-        return lambda image: np.array(
-            [landmark_boxes([0, 0, *image.shape[1::-1]],
-                            (0.2, 0.25, 0.8, 0.9))[0]])
+        return lambda image: whole_box(*image.shape[1::-1])
     return YuNet(options.detector) if options.detector else Cascades()
 
 
@@ -284,16 +292,19 @@ class Report:
         self.rows = []
 
     def add(self, file, frame, heads):
-        """Adds a picture's heads; without any, a row that says so."""
+        """Adds a picture's heads; without any, a row with empty fields."""
         for face, (box, angles) in enumerate(zip(*heads)):
             self.rows.append(dict(zip(FIELDS, (
                 file, frame, face, *(round(float(v), 1) for v in box),
                 *(round(float(v), 2) for v in angles)))))
         if not len(heads.boxes):
-            self.rows.append({'file': file, 'frame': frame})
+            self.rows.append({**dict.fromkeys(FIELDS), 'file': file,
+                              'frame': frame})
 
     def write(self):
-        """Writes the file, whole or not at all."""
+        """Writes the file, whole or not at all; nothing if it has no row."""
+        if not self.rows:
+            return
         with utils.atomic(self.path) as path:
             with open(path, 'w', encoding='utf-8', newline='') as file:
                 if self.path.endswith('.json'):
@@ -311,9 +322,11 @@ def draw(image, heads, cube):
     for box, angles in zip(*heads):
         center, size = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max()
         draw_pose(image, angles, center, size * (0.9 if cube else 0.6), cube)
-        place = int(box[0]), int(max(12, box[1] - 0.35 * size))
         text = '%.0f %.0f %.0f' % tuple(angles)
         scale = max(0.4, size / 300)
+        # 30 pixels: the height of digits at scale 1, and their outline.
+        place = (int(max(0, box[0])),
+                 int(max(30 * scale, box[1] - 0.35 * size)))
         for color, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
             cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale,
                         color, max(1, round(width * scale * 1.5)),
@@ -355,8 +368,12 @@ def find_inputs(inputs):
     found, bad = [], []
     for entry in inputs:
         if os.path.isdir(entry):
-            pictures = sorted(filter(is_picture, os.listdir(entry)))
+            names = os.listdir(entry)
+            pictures = sorted(filter(is_picture, names))
             found += [os.path.join(entry, name) for name in pictures]
+            if pictures and len(pictures) < len(names):
+                print(f'{entry}: {len(pictures)} pictures; left alone: '
+                      f'{len(names) - len(pictures)} others')
             if not pictures:
                 bad.append(f'{entry}: a folder without pictures '
                            f'({", ".join(PICTURES)})')
@@ -583,18 +600,22 @@ def run(found, options):
     estimate = Estimator(make_detector(options), options)
     report, bad = Report(options), []
     taken = {os.path.realpath(source) for source in found}
-    single = all(map(is_picture, found))
-    for source in tqdm(found, disable=None if single else True, leave=False):
-        do, extension = ((do_picture, '.jpg') if is_picture(source)
-                         else (do_video, '.mp4'))
-        name = f'camera{source}' if source.isdecimal() else source
-        target = output_path(options, name, extension, taken)
-        try:
-            do(source, target, estimate, report, options)
-        except InputError as error:
-            print(error, file=sys.stderr)
-            bad.append(str(error))
-    report.write()
+    # Videos have bars of their own.
+    bar = tqdm(found, leave=False,
+               disable=None if all(map(is_picture, found)) else True)
+    try:
+        for source in bar:
+            do, extension = ((do_picture, '.jpg') if is_picture(source)
+                             else (do_video, '.mp4'))
+            name = f'camera{source}' if source.isdecimal() else source
+            target = output_path(options, name, extension, taken)
+            try:
+                do(source, target, estimate, report, options)
+            except InputError as error:
+                print(error, file=sys.stderr)
+                bad.append(str(error))
+    finally:  # what is done before Ctrl-C counts
+        report.write()
     return bad
 
 

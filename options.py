@@ -6,6 +6,7 @@ option are answered at once.
 import argparse
 import math
 import os
+import sys
 
 SHIPPED = 'checkpoints/shufflenet_faces.pkl'
 
@@ -181,7 +182,8 @@ def evaluation_parser(description, snapshot):
         help='write report.html, a page with everything about the result, '
         'and report.json, its numbers')
     add('--compare', nargs=2, action=Comparison, metavar=('A.json', 'B.json'),
-        help='compare two report.json on their common images, and end')
+        help='compare two report.json, or folders of --report, on their '
+        'common images, and end')
     add('--tables', nargs='+', action=Tables, metavar='REPORT.json',
         help="print the document's two tables with these reports', and end")
     return parser
@@ -252,7 +254,8 @@ def parse_demo(description, argv=None):
         help="no detection: the face's box, brows to chin, in pixels (with a "
         'minus: --box=-5,...)')
     add('--whole', action='store_true',
-        help='no detection: pictures are crops of one head each')
+        help='no detection: pictures are crops of one head each, as loose as '
+        "the test's (all hair, chin and ears)")
     add('--cube', action='store_true', help='draw cubes instead of axes')
     add('--json', action='store_true', help='poses.json, not poses.csv')
     add('--smooth', type=number(float, 0, 0.99), default=0.0,
@@ -280,6 +283,9 @@ def command(main, *errors):
     error = None
     try:
         main()
+    except KeyboardInterrupt:
+        print('Interrupted.', file=sys.stderr)
+        return 130  # as a shell has it: 128 and SIGINT
     except Exception as raised:
         error = raised
     from utils import exit_status

@@ -10,6 +10,8 @@ import onnxruntime
 import pytest
 import scipy.io
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import datasets
@@ -83,6 +85,7 @@ def test_a_folder_of_crops(run, snapshot, pictures, tmp_path, more):
     status, out, err = run(pictures, '--whole', '--snapshot', snapshot,
                            '--output', tmp_path / 'out', *more)
     assert status == 0, err
+    assert '3 pictures; left alone: 1 others' in out  # notes.txt
     table = rows(tmp_path / 'out')
     assert [os.path.basename(row['file']) for row in table] == [
         '2.png', '3.png', '4.png']
@@ -115,6 +118,21 @@ def test_a_given_box_has_the_protocols_angles(run, snapshot, pictures,
                                expected, atol=0.011)
 
 
+@given(st.integers(64, 900), st.integers(64, 900))
+def test_a_whole_picture_is_the_crop(width, height):
+    box, = demo.whole_box(width, height)
+    assert datasets.expand_box(box, datasets.PROTOCOL_K,
+                               datasets.PROTOCOL_SIDE) == (0, 0, width, height)
+
+
+def test_the_angles_of_a_whole_picture_stand_inside_it():
+    image = np.full((300, 300, 3), 90, np.uint8)
+    drawn = demo.draw(image, demo.Heads(demo.whole_box(300, 300),
+                                        np.array([[80., 0, 0]])), False)
+    assert (drawn[0] == 90).all()  # nothing is cut off at the top
+    assert (drawn[:40] > 200).all(2).any()  # the digits, in white
+
+
 def test_no_face_is_a_row_and_a_notice(run, snapshot, tmp_path):
     cv2.imwrite(str(tmp_path / 'wall.png'), np.full((200, 300, 3), 130,
                                                     np.uint8))
@@ -125,6 +143,35 @@ def test_no_face_is_a_row_and_a_notice(run, snapshot, tmp_path):
     row, = rows(tmp_path / 'out')
     assert row['file'].endswith('wall.png') and row['yaw'] == ''
     assert (tmp_path / 'out' / 'wall.jpg').is_file()
+    run(tmp_path / 'wall.png', '--snapshot', snapshot, '--json',
+        '--output', tmp_path / 'out')
+    row, = json.loads((tmp_path / 'out' / 'poses.json').read_text())
+    assert tuple(row) == demo.FIELDS and row['yaw'] is None
+
+
+def test_bad_input_alone_leaves_earlier_results(run, snapshot, pictures,
+                                                tmp_path):
+    def call(source):
+        return run(source, '--whole', '--snapshot', snapshot, '--output',
+                   tmp_path / 'out')[0]
+    assert call(pictures) == 0
+    before = rows(tmp_path / 'out')
+    assert call(pictures / 'notes.txt') == 1
+    assert rows(tmp_path / 'out') == before
+
+
+def test_an_interrupted_demo_keeps_what_is_done(run, snapshot, pictures,
+                                                tmp_path, monkeypatch):
+    def interrupt(path, *args):
+        if path.endswith('4.png'):
+            raise KeyboardInterrupt
+        return do_picture(path, *args)
+    do_picture = demo.do_picture
+    monkeypatch.setattr(demo, 'do_picture', interrupt)
+    status, _, err = run(pictures, '--whole', '--snapshot', snapshot,
+                         '--output', tmp_path / 'out')
+    assert status == 130 and err == 'Interrupted.\n'
+    assert len(rows(tmp_path / 'out')) == 2
 
 
 def test_bad_input_is_named_and_the_rest_is_done(run, snapshot, pictures,
@@ -364,6 +411,25 @@ def test_pt2_gives_the_same_angles_for_any_batch(run, snapshot, tmp_path,
             _, angles = program(pixels if raw else images)
             expected = decode(model(images))
         torch.testing.assert_close(angles, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize('extension', ['.onnx', '.pt2'])
+def test_the_network_with_attention_is_exported(run, tmp_path, extension):
+    model = AttNet().eval()
+    torch.save(model.state_dict(), tmp_path / 'x.pkl')
+    status, out, err = run('--snapshot', tmp_path / 'x.pkl', '--export',
+                           tmp_path / f'x{extension}')
+    assert status == 0, err
+    images = torch.rand(5, 3, 224, 224)
+    if extension == '.onnx':
+        session = onnxruntime.InferenceSession(tmp_path / 'x.onnx')
+        angles = torch.from_numpy(
+            session.run(['angles'], {'images': images.numpy()})[0])
+    else:
+        angles = torch.export.load(tmp_path / 'x.pt2').module()(images)[1]
+    with torch.no_grad():
+        expected = decode(model(images))
+    torch.testing.assert_close(angles, expected, atol=1e-3, rtol=0)
 
 
 def test_onnx_has_the_third_partys_known_error(real, run, tmp_path):

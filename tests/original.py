@@ -86,7 +86,7 @@ class TrainingSet(torch.utils.data.Dataset):
 def channel_gate(self, x):
     """CBAM's channel gate with full-size pooling kernels."""
     size = x.shape[2:]
-    gate = sum(self.mlp(pool(x, size, stride=size))
+    gate = sum(self.mlp(pool(x, size, stride=size).flatten(1))
                for pool in (F.avg_pool2d, F.max_pool2d))
     return x * torch.sigmoid(gate)[:, :, None, None].expand_as(x)
 
