@@ -61,6 +61,7 @@ if [[ $network == all ]]; then
         esac
         report=output/all/$name
         [[ " ${reports[*]-} " == *" $report/report.json "* ]] && continue
+        echo "== $snapshot, report in $report"
         run "$network" "$snapshot" --report "$report" "$@"
         reports+=("$report/report.json")
     done
@@ -73,5 +74,9 @@ if [[ ! -f $snapshot && $folder == checkpoints/sample ]]; then
         echo "$snapshot is not there: testing the network that is shipped."
     network=shufflenet
     snapshot=checkpoints/shufflenet_faces.pkl
+elif [[ ! -f $snapshot && " $*" != *" --snapshot"* ]]; then
+    echo "$snapshot is not there: training on data/300W_LP writes it; bash" \
+        "test.sh faces tests the network that is shipped" >&2
+    exit 1
 fi
 run "$network" "$snapshot" "$@"

@@ -1215,7 +1215,7 @@ def document_tables(paths):
     """Returns the document's two tables, filled in with reports.
 
     Args:
-        paths: of report.json files.
+        paths: of report.json files, or of their folders.
 
     Raises:
         RunError: a file is no report.
@@ -1223,8 +1223,7 @@ def document_tables(paths):
     errors, sizes = list(PUBLISHED_ERRORS), list(PUBLISHED_SIZES)
     for path in paths:
         try:
-            with open(path, encoding='utf-8') as file:
-                report = json.load(file)
+            report = load_report(path)
             name = os.path.basename(report['protocol']['checkpoint'])
             errors.append((name, *(report['axes'][axis]['error']
                                    for axis in (*AXES, 'MAE')),
@@ -1240,11 +1239,19 @@ def document_tables(paths):
                        for table in tables)
 
 
+def load_report(path):
+    """Returns what a report.json holds, given it or its folder."""
+    if os.path.isdir(path):
+        path = os.path.join(path, 'report.json')
+    with open(path, encoding='utf-8') as file:
+        return json.load(file)
+
+
 def comparison(first, second):
     """Says which of two reports is better on their common images.
 
     Args:
-        first, second: paths of report.json, A and B.
+        first, second: paths of report.json, or of its folder: A and B.
 
     Returns:
         A text: counts, where their protocols differ, the MAE of both and
@@ -1295,8 +1302,7 @@ def read_report(path):
         RunError: the file is no report.
     """
     try:
-        with open(path, encoding='utf-8') as file:
-            report = json.load(file)
+        report = load_report(path)
         rows, protocol = report['rows'], report['protocol']
         angles = np.array([[row['predicted'], row['true']] for row in rows],
                           float)

@@ -279,8 +279,8 @@ def test_the_interval_holds_the_mean_and_shrinks_like_one_over_root_n():
 @pytest.mark.parametrize('script', [test_attnet, test_shufflenet])
 def test_a_report_does_not_differ_from_itself(script, run, tmp_path):
     names, true = synthetic(20)
-    path = written(tmp_path / 'a.json', names, true + 3, true)
-    status, out, err = run(script, '--compare', path, path)
+    path = written(tmp_path / 'report.json', names, true + 3, true)
+    status, out, err = run(script, '--compare', path, tmp_path)
     assert status == 0, err
     assert '20 common images\n' in out
     assert 'the difference is within the error bars' in out
