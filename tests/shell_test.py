@@ -1,10 +1,12 @@
 """train.sh, test.sh and the document's own command lines, as typed."""
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -13,6 +15,7 @@ import options
 import shufflenet
 from tests.conftest import ROOT, SIZE, run_script
 
+README = (ROOT / 'README.md').read_text()
 QUICK = ['--num_epochs', '1', '--image_size', str(SIZE), '--workers', '0']
 
 
@@ -120,6 +123,27 @@ def test_without_a_sample_checkpoint_the_shipped_network_is_tested(clone):
     assert done.returncode == 0, done.stderr
     assert 'testing the network that is shipped' in done.stdout
     assert done.stdout.count('on the 9 test images.') == 1
+
+
+def test_the_readmes_lines_use_an_exported_network(clone, sample, no_torch):
+    shutil.copy(sample / 'AFLW2000' / 'image00002.jpg', clone / 'photo.jpg')
+    command, = re.findall(r'^    (.* --export .*)$', README, re.MULTILINE)
+    done = shell(clone, command)
+    assert done.returncode == 0, done.stderr
+    lines = re.search(r'^    import .*?(?=\n\n\S)', README,
+                      re.DOTALL | re.MULTILINE).group()
+    box = re.search(r'box=\((.*?)\)', lines).group(1).replace(' ', '')
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(lines) + '\nprint(*angles[0])'],
+        cwd=clone, capture_output=True, text=True, timeout=600,
+        env={**os.environ, **no_torch})
+    assert done.returncode == 0, done.stderr
+    demo = shell(clone, f'python demo.py photo.jpg --gpu -1 --box {box} '
+                 '--json --output found')
+    assert demo.returncode == 0, demo.stderr
+    row, = json.loads((clone / 'found' / 'poses.json').read_text())
+    for angle, axis in zip(done.stdout.split(), hopenet.AXES):
+        assert float(angle) == pytest.approx(row[axis], abs=0.01), axis
 
 
 def test_the_benchmark_runs(clone):
