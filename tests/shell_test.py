@@ -125,6 +125,17 @@ def test_without_a_sample_checkpoint_the_shipped_network_is_tested(clone):
     assert done.stdout.count('on the 9 test images.') == 1
 
 
+def test_a_missing_checkpoint_says_what_to_do(clone, tmp_path):
+    folder = tmp_path / 'clone'
+    shutil.copytree(clone, folder)
+    (folder / 'data' / 'AFLW2000').mkdir(parents=True)
+    done = shell(folder, 'bash test.sh')
+    assert done.returncode == 1 and 'checkpoints/resnet.pkl' in done.stderr
+    assert 'bash test.sh faces' in done.stderr
+    done = shell(folder, 'bash test.sh attnet --snapshot mine.pkl')
+    assert done.stderr == 'mine.pkl: no such checkpoint\n'
+
+
 def test_the_readmes_lines_use_an_exported_network(clone, sample, no_torch):
     shutil.copy(sample / 'AFLW2000' / 'image00002.jpg', clone / 'photo.jpg')
     command, = re.findall(r'^    (.* --export .*)$', README, re.MULTILINE)
