@@ -372,8 +372,8 @@ def find_inputs(inputs):
             pictures = sorted(filter(is_picture, names))
             found += [os.path.join(entry, name) for name in pictures]
             if pictures and len(pictures) < len(names):
-                print(f'{entry}: {len(pictures)} pictures; left alone: '
-                      f'{len(names) - len(pictures)} others')
+                print(f'{entry}: pictures: {len(pictures)}, others, left '
+                      f'alone: {len(names) - len(pictures)}')
             if not pictures:
                 bad.append(f'{entry}: a folder without pictures '
                            f'({", ".join(PICTURES)})')

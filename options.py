@@ -254,8 +254,8 @@ def parse_demo(description, argv=None):
         help="no detection: the face's box, brows to chin, in pixels (with a "
         'minus: --box=-5,...)')
     add('--whole', action='store_true',
-        help='no detection: pictures are crops of one head each, as loose as '
-        "the test's (all hair, chin and ears)")
+        help="no detection: each picture is a whole crop of one head, as "
+        "loose as the test's")
     add('--cube', action='store_true', help='draw cubes instead of axes')
     add('--json', action='store_true', help='poses.json, not poses.csv')
     add('--smooth', type=number(float, 0, 0.99), default=0.0,

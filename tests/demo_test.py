@@ -85,7 +85,7 @@ def test_a_folder_of_crops(run, snapshot, pictures, tmp_path, more):
     status, out, err = run(pictures, '--whole', '--snapshot', snapshot,
                            '--output', tmp_path / 'out', *more)
     assert status == 0, err
-    assert '3 pictures; left alone: 1 others' in out  # notes.txt
+    assert 'pictures: 3, others, left alone: 1' in out  # notes.txt
     table = rows(tmp_path / 'out')
     assert [os.path.basename(row['file']) for row in table] == [
         '2.png', '3.png', '4.png']

@@ -220,9 +220,8 @@ def test_wrong_usage_ends_with_status_2(run, options, message):
     assert status == 2 and message in err
 
 
-def test_no_cuda_device_is_said(run, tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip('this machine has a CUDA device')
+def test_no_cuda_device_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
     status, out, err = run(train_attnet, '--gpu', 0, '--data_dir', tmp_path)
     assert 'no CUDA device here, running on the CPU' in out
     assert status == 1 and 'filename_list.txt' in err

@@ -18,9 +18,7 @@ import test_shufflenet
 import train_attnet
 import train_shufflenet
 import utils
-from datasets import DataError
 from hopenet import AttNet, pose_loss
-from options import command
 from shufflenet import ShuffleNet
 from tests.conftest import ROOT, SIZE, engine_options
 
@@ -93,13 +91,11 @@ def whole(sample, tmp_path_factory):
 
 
 @pytest.fixture
-def error(capsys):
+def error(run):
     """Runs a training in this process; returns status and stderr."""
     def call(script, options):
-        capsys.readouterr()
-        status = command(lambda: script.main(
-            [str(option) for option in options]), DataError)
-        return status, capsys.readouterr().err
+        status, _, err = run(script, *options)
+        return status, err
     return call
 
 
