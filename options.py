@@ -283,9 +283,13 @@ def command(main, *errors):
     error = None
     try:
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print('Interrupted.', file=sys.stderr)
         return 130  # as a shell has it: 128 and SIGINT
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 and SIGPIPE
     except Exception as raised:
         error = raised
     from utils import exit_status

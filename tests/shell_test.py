@@ -36,7 +36,7 @@ def clone(sample, tmp_path_factory):
 def shell(folder, command):
     """Runs a command line as typed, with this Python as `python`."""
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']
-    return subprocess.run(command, shell=True, cwd=folder, text=True,
+    return subprocess.run(['bash', '-c', command], cwd=folder, text=True,
                           capture_output=True, timeout=600,
                           env={**os.environ, 'PATH': path})
 
@@ -155,6 +155,13 @@ def test_the_readmes_lines_use_an_exported_network(clone, sample, no_torch):
     row, = json.loads((clone / 'found' / 'poses.json').read_text())
     for angle, axis in zip(done.stdout.split(), hopenet.AXES):
         assert float(angle) == pytest.approx(row[axis], abs=0.01), axis
+
+
+def test_a_pipe_that_is_closed_early_is_no_traceback(clone):
+    done = shell(clone, 'python test_shufflenet.py --data_dir '
+                 'data/sample/AFLW2000 --snapshot checkpoints/'
+                 'shufflenet_faces.pkl | true; exit ${PIPESTATUS[0]}')
+    assert done.returncode == 141 and 'Traceback' not in done.stderr
 
 
 def test_the_benchmark_runs(clone):
