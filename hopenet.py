@@ -12,8 +12,6 @@ pitch lifts the chin, positive roll tilts the head clockwise as we see it.
 import contextlib
 import copy
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -25,11 +23,11 @@ from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from cbam import CBAM, ChannelGate, SpatialGate
+from pose import AXES, MAX_ANGLE
 
-AXES = ('yaw', 'pitch', 'roll')
 NUM_BINS = 66
 BIN_WIDTH = 3.0     # degrees
-MIN_ANGLE = -99.0   # degrees, the lower edge of bin 0
+MIN_ANGLE = -MAX_ANGLE  # degrees, the lower edge of bin 0
 HEADS = tuple(f'fc_{axis}' for axis in AXES)
 HEAD_FACTOR = 5     # HopeNet trains the fresh heads at 5 times the base rate
 ATTENTIONS = ('cbam', 'none')
@@ -94,65 +92,6 @@ def pose_loss(logits, angles, alpha=2.0):
         logits.transpose(1, 2), bin_index(angles), reduction='none')
     squared = (decode(logits) - angles).square()
     return (cross_entropy + alpha * squared).sum(1)
-
-
-def rotation_matrix(angles):
-    """Returns the rotation of a head in image axes (right, down, to us).
-
-    Args:
-        angles: array-like (..., 3), degrees: yaw, pitch, roll.
-
-    Returns:
-        float64 array (..., 3, 3).  Its columns are where the head's own axes
-        point: to its right side as we see it, towards its chin, out of its
-        face.  It is 3DDFA's R = Rx(pitch) Ry(yaw) Rz(roll), the convention of
-        300W-LP's Pose_Para, mirrored from an upward to a downward y axis.
-    """
-    yaw, pitch, roll = np.moveaxis(np.radians(angles), -1, 0)
-    cy, sy = np.cos(yaw), np.sin(yaw)
-    cp, sp = np.cos(pitch), np.sin(pitch)
-    cr, sr = np.cos(roll), np.sin(roll)
-    rows = [[cy * cr, -cy * sr, -sy],
-            [cp * sr - sp * sy * cr, cp * cr + sp * sy * sr, -sp * cy],
-            [cp * sy * cr + sp * sr, sp * cr - cp * sy * sr, cp * cy]]
-    return np.stack([np.stack(row, -1) for row in rows], -2)
-
-
-def draw_pose(image, angles, center, size, cube=False):
-    """Draws a head's axes, or a cube, into a BGR image, in place.
-
-    Red points to the right side of the face as we see it, green to the chin,
-    blue out of the face, as in HopeNet's pictures.
-
-    Args:
-        image: uint8 array (H, W, 3), BGR as OpenCV reads it.
-        angles: degrees: yaw, pitch, roll.
-        center: (x, y) of the axes' origin, pixels.
-        size: length of an axis, pixels.
-        cube: draw a cube around the centre, its face side in front.
-    """
-    rotation = rotation_matrix(angles)[:2]  # orthographic: x and y only
-    center = np.asarray(center, float)
-    thick = max(1, round(size / 30))
-
-    def line(start, end, color, width=thick):
-        points = [tuple(int(round(v)) for v in center + rotation @ point)
-                  for point in (start, end)]
-        cv2.line(image, *points, color, width, cv2.LINE_AA)
-
-    red, green, blue = (0, 0, 255), (0, 255, 0), (255, 0, 0)
-    if not cube:
-        for axis, color in zip(np.eye(3) * size, (red, green, blue)):
-            line(np.zeros(3), axis, color)
-        return
-    half = size / 2
-    square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half
-    for depth, color in ((-half, red), (half, green)):
-        corners = [np.array([x, y, depth]) for x, y in square]
-        for start, end in zip(corners, corners[1:] + corners[:1]):
-            line(start, end, color)
-    for x, y in square:
-        line(np.array([x, y, -half]), np.array([x, y, half]), blue)
 
 
 # ----------------------------------------------------------- the networks
@@ -427,53 +366,12 @@ def load_exactly(model, state, may_miss=()):
     model.load_state_dict(state, strict=False)
 
 
-class PackedConv2d(nn.Module):
-    """A convolution on the CPU whose weights have oneDNN's own layout.
-
-    A plain one brings its weights into that layout at each call, which for a
-    single image is a fifth of the ResNet's time.  The two operators are those
-    that torch.compile's freezing uses; see `can_pack`.
-
-    Args:
-        conv: the convolution.
-        shape: of its usual input; the best layout depends on it.
-    """
-
-    def __init__(self, conv, shape):
-        super().__init__()
-        self.settings = (list(conv.padding), list(conv.stride),
-                         list(conv.dilation), conv.groups)
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-            conv.weight.detach(), *self.settings, list(shape))
-        self.bias = conv.bias
-
-    def forward(self, x):
-        """Maps (N, C, H, W) as the convolution does."""
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, *self.settings, 'none', [], '')
-
-
-def can_pack():
-    """Says whether this PyTorch has what `PackedConv2d` needs."""
-    try:
-        x = torch.zeros(1, 1, 3, 3)
-        PackedConv2d(nn.Conv2d(1, 1, 3), x.shape)(x)
-    except (AttributeError, RuntimeError, TypeError):
-        return False  # they are no part of the public interface
-    return True
-
-
 @torch.no_grad()
-def for_inference(model, size=224):
+def for_inference(model):
     """Returns a copy that computes the same faster, and cannot be trained.
 
     Batch norms become part of the convolutions before them, which in both
-    networks are declared, and run, one after the other.  On a CPU the
-    weights are brought into its own layout.
-
-    Args:
-        model: a `PoseNetwork`.
-        size: of the images to come, pixels; others work, too.
+    networks are declared, and run, one after the other.
     """
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
@@ -485,28 +383,7 @@ def for_inference(model, size=224):
                 setattr(module, second, nn.Identity())
         if isinstance(module, (ChannelGate, SpatialGate)):
             module.inplace = True
-    model.to(memory_format=torch.channels_last)
-    if next(model.parameters()).device.type == 'cpu' and can_pack():
-        pack(model, size)
-    return model
-
-
-def pack(model, size):
-    """Packs a network's convolutions, in place, for images of a size."""
-    shapes = {}
-
-    def note(conv, inputs):
-        shapes[conv] = inputs[0].shape
-
-    hooks = [module.register_forward_pre_hook(note)
-             for module in model.modules() if isinstance(module, nn.Conv2d)]
-    model(torch.zeros(1, 3, size, size))
-    for hook in hooks:
-        hook.remove()
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if child in shapes:
-                setattr(module, name, PackedConv2d(child, shapes[child]))
+    return model.to(memory_format=torch.channels_last)
 
 
 def summary(model, parameters, checkpoint, size=224):

@@ -1,0 +1,266 @@
+"""Images and labels to batches: the 9:1 split and the loaders.
+
+An image is a uint8 array (size, size, 3), RGB; it becomes a network's float
+input on the device (`hopenet.normalize`), where that costs least.
+"""
+import os
+import signal
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, default_collate
+
+from datasets import (DataError, photograph, read_annotations,
+                      read_training_image)
+from transforms import DRAWS, Augmentation, augmented_crop, protocol_crop
+
+
+class PoseDataset:
+    """Images and angles, by index; for a DataLoader.
+
+    A training image is changed at random, as a function of (seed, epoch,
+    index) alone: neither the order nor the number of workers matters.
+
+    Args:
+        data_dir: the folder that the annotations' names are relative to.
+        annotations: of all listed images; a split picks among the indices.
+        size: side of the crops, pixels.
+        augment: training crops; else the protocol's test crop.
+        seed: of the augmentation.
+        more: augmentation beyond HopeNet's.
+    """
+
+    def __init__(self, data_dir, annotations, size=224, augment=False,
+                 seed=0, more=Augmentation()):
+        self.data_dir = data_dir
+        self.annotations = annotations
+        self.size = size
+        self.augment = augment
+        self.seed = seed
+        self.more = more
+        self._draws = None, None  # the epoch that they are for, and they
+
+    def __len__(self):
+        return len(self.annotations.names)
+
+    def path(self, index):
+        """Returns the path of an image."""
+        return os.path.join(self.data_dir,
+                            self.annotations.names[index] + '.jpg')
+
+    def draws(self, epoch):
+        """Returns the random numbers of an epoch, (N, DRAWS) in [0, 1)."""
+        if self._draws[0] != epoch:
+            generator = torch.Generator().manual_seed(
+                self.seed * 1_000_003 + epoch)
+            self._draws = epoch, torch.rand(
+                len(self), DRAWS, generator=generator).numpy()
+        return self._draws[1]
+
+    def __getitem__(self, key):
+        """Returns an image, its angles and its index.
+
+        Args:
+            key: (epoch, index), as `Batches` yields them.
+
+        Returns:
+            uint8 array (size, size, 3), float32 array (3,), int.
+
+        Raises:
+            DataError: the image is missing or damaged.
+        """
+        epoch, index = key
+        path, box = self.path(index), self.annotations.boxes[index]
+        angles = self.annotations.angles[index]
+        try:
+            if self.augment:
+                image, angles = augmented_crop(
+                    read_training_image(path), box, angles,
+                    self.draws(epoch)[index], self.size, self.more)
+            else:
+                image = np.array(protocol_crop(
+                    Image.open(path).convert('RGB'), box, self.size))
+        except (OSError, SyntaxError) as error:  # Pillow raises both
+            raise DataError(f'{path}: cannot be read as an image '
+                            f'({error})') from None
+        return image, angles.astype(np.float32), index
+
+
+def permutation(count, seed):
+    """Returns 0 to count - 1 in an order of the seed alone, an array."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator).numpy()
+
+
+class Batches:
+    """Yields lists of (epoch, index), the keys of `PoseDataset`.
+
+    Several processes share each batch: its size is that of all their parts.
+    No image is given twice, and none is left out, but for one case: at the
+    end of a training epoch, a batch with fewer images than processes.
+
+    Args:
+        indices: the images to go through.
+        batch_size: of all processes; the last batch has what is left.
+        shuffle: training: a new order each epoch, of (seed, epoch) alone.
+        seed: of the order.
+        rank: of this process.
+        world: the number of processes.
+    """
+
+    def __init__(self, indices, batch_size, shuffle=False, seed=0, rank=0,
+                 world=1):
+        self.indices = np.asarray(indices)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+
+    def sizes(self):
+        """Returns the number of images of each batch, in all processes."""
+        return [len(batch) for batch in self._split(self.indices)]
+
+    def _split(self, order):
+        # In training every process must have a part, to take each step; in
+        # evaluation those without simply do nothing.
+        least = self.world if self.shuffle else self.rank + 1
+        starts = range(0, len(order), self.batch_size)
+        batches = [order[start:start + self.batch_size] for start in starts]
+        return [batch for batch in batches if len(batch) >= least]
+
+    def __len__(self):
+        return len(self._split(self.indices))
+
+    def __iter__(self):
+        order = self.indices
+        if self.shuffle:
+            order = order[permutation(len(order),
+                                      self.seed * 1_000_003 + self.epoch)]
+        for batch in self._split(order):
+            yield [(self.epoch, index)
+                   for index in batch[self.rank::self.world].tolist()]
+
+
+def split_names(names, by='photo', seed=0, share=0.1):
+    """Divides the images into training and validation, 9:1.
+
+    Args:
+        names: of all images.
+        by: 'photo' keeps all renderings of a photograph on one side; 'image'
+            is the document's literal split, in which nearly every validation
+            image has a sibling in training.
+        seed: of the split's own generator.
+        share: of the validation images; with 'photo' at least that.
+
+    Returns:
+        Two sorted lists of indices: training, validation.
+
+    Raises:
+        DataError: there are not two groups to divide.
+    """
+    groups = {}
+    for index, name in enumerate(names):
+        key = photograph(name) if by == 'photo' else index
+        groups.setdefault(key, []).append(index)
+    if len(groups) < 2:
+        raise DataError(
+            'the split needs at least 2 images' if by == 'image' else
+            'the split needs at least 2 photographs, and the list has only '
+            f'renderings of {photograph(names[0])} (--split image divides '
+            'these)')
+    groups = list(groups.values())
+    validation, order = [], permutation(len(groups), seed)
+    for position in order[:-1]:  # one group at least is left to train on
+        if len(validation) >= share * len(names):
+            break
+        validation += groups[position]
+    training = sorted(set(range(len(names))) - set(validation))
+    return training, sorted(validation)
+
+
+def make_loader(dataset, batches, workers=0, device='cpu'):
+    """Returns a DataLoader of `collate`'s batches.
+
+    Args:
+        dataset: a `PoseDataset`.
+        batches: `Batches` of its indices.
+        workers: processes that load images.
+        device: that the batches will go to; for a GPU their memory is pinned.
+    """
+    # The workers are the parallelism.  OpenCV's own threads must end before
+    # the workers are forked: in a copy of the process, ending them hangs.
+    cv2.setNumThreads(1)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
+                      pin_memory=device != 'cpu',
+                      persistent_workers=workers > 0,
+                      worker_init_fn=start_worker, collate_fn=collate)
+
+
+def collate(items):
+    """Makes a batch of `PoseDataset`'s items.
+
+    From a worker the images come in shared memory.  The rest is so small that
+    it comes faster in the message itself, hence as arrays.
+
+    Returns:
+        uint8 tensor (N, 3, size, size), in memory channels last, as the
+        networks want it; float32 array (N, 3), degrees; int64 array (N,).
+    """
+    images, angles, indices = zip(*items)
+    images = default_collate([torch.from_numpy(image) for image in images])
+    return images.permute(0, 3, 1, 2), np.stack(angles), np.array(indices)
+
+
+def start_worker(_):
+    """Leaves Ctrl-C, which reaches workers too, to the process in charge."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def training_loaders(data_dir, filename_list, batch_size=32,
+                     image_size=224, landmarks='visible', augment=True, more=Augmentation(),
+                     split='photo', split_seed=0, seed=0, workers=0,
+                     device='cpu', rank=0, world=1):
+    """Returns the shuffled training and the fixed validation loader.
+
+    Args:
+        data_dir, filename_list, landmarks: see `read_annotations`.
+        batch_size: of all processes together.
+        image_size: side of the crops, pixels.
+        augment: False trains on the test protocol's fixed crops.
+        more: augmentation beyond HopeNet's.
+        split, split_seed: see `split_names`.
+        seed: of the order and of the augmentation.
+        workers: processes that load images.
+        device: that the batches will go to.
+        rank, world: of this process, and the number of processes.
+
+    Raises:
+        DataError: see `read_annotations` and `split_names`.
+    """
+    annotations = read_annotations(data_dir, filename_list, landmarks)
+    training, validation = split_names(annotations.names, split, split_seed)
+    train_set = PoseDataset(data_dir, annotations, image_size, augment, seed,
+                            more)
+    val_set = PoseDataset(data_dir, annotations, image_size)
+    return tuple(
+        make_loader(dataset, Batches(indices, batch_size, shuffle, seed,
+                                     rank, world), workers, device)
+        for dataset, indices, shuffle in (
+            (train_set, training, True), (val_set, validation, False)))
+
+
+def evaluation_loader(data_dir, filename_list, batch_size=32, image_size=224,
+                      landmarks='visible', workers=0, device='cpu', rank=0,
+                      world=1):
+    """Returns the loader of all listed images, in the list's order.
+
+    Args and errors: as in `training_loaders`.
+    """
+    annotations = read_annotations(data_dir, filename_list, landmarks)
+    dataset = PoseDataset(data_dir, annotations, image_size)
+    batches = Batches(range(len(dataset)), batch_size, rank=rank, world=world)
+    return make_loader(dataset, batches, workers, device)

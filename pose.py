@@ -1,0 +1,145 @@
+"""The convention: yaw, pitch and roll, what they mean, and how they are drawn.
+
+Angles are in degrees, in the order yaw, pitch, roll, with the signs of
+300W-LP: positive yaw turns the face towards the left of the image, positive
+pitch lifts the chin, positive roll tilts the head clockwise as we see it.
+"""
+import cv2
+import numpy as np
+
+AXES = ('yaw', 'pitch', 'roll')
+
+# The protocol keeps what lies within +-99 degrees.  An angle of exactly 99
+# degrees, stored as float32 radians, comes back up to 4e-6 degrees larger.
+MAX_ANGLE = 99.0
+ROUNDING = 1e-4
+
+
+def beyond_range(angles):
+    """Says which angle (degrees) is beyond +-99, or returns None."""
+    for axis, angle in zip(AXES, angles):
+        if abs(angle) > MAX_ANGLE + ROUNDING:
+            return f'{axis} of {angle:.2f} degrees is beyond +-99'
+    return None
+
+
+def rotation_matrix(angles):
+    """Returns the rotation of a head in image axes (right, down, to us).
+
+    Args:
+        angles: array-like (..., 3), degrees: yaw, pitch, roll.
+
+    Returns:
+        float64 array (..., 3, 3).  Its columns are where the head's own axes
+        point: to its right side as we see it, towards its chin, out of its
+        face.  It is 3DDFA's R = Rx(pitch) Ry(yaw) Rz(roll), the convention of
+        300W-LP's Pose_Para, mirrored from an upward to a downward y axis.
+    """
+    yaw, pitch, roll = np.moveaxis(np.radians(angles), -1, 0)
+    cy, sy = np.cos(yaw), np.sin(yaw)
+    cp, sp = np.cos(pitch), np.sin(pitch)
+    cr, sr = np.cos(roll), np.sin(roll)
+    rows = [[cy * cr, -cy * sr, -sy],
+            [cp * sr - sp * sy * cr, cp * cr + sp * sy * sr, -sp * cy],
+            [cp * sy * cr + sp * sr, sp * cr - cp * sy * sr, cp * cy]]
+    return np.stack([np.stack(row, -1) for row in rows], -2)
+
+
+def angles_of(rotation):
+    """Returns the angles of rotations: the inverse of `rotation_matrix`.
+
+    Args:
+        rotation: array-like (..., 3, 3), see `rotation_matrix`.
+
+    Returns:
+        float64 array (..., 3), degrees: yaw, pitch, roll, with the yaw within
+        +-90.  At +-90 pitch and roll are one turn, of which pitch takes all.
+    """
+    rotation = np.asarray(rotation, float)
+    yaw = np.arcsin(-rotation[..., 0, 2].clip(-1, 1))
+    locked = np.hypot(rotation[..., 0, 0], rotation[..., 0, 1]) < 1e-9
+    pitch = np.where(
+        locked, np.arctan2(rotation[..., 2, 1], rotation[..., 1, 1]),
+        np.arctan2(-rotation[..., 1, 2], rotation[..., 2, 2]))
+    roll = np.where(
+        locked, 0, np.arctan2(-rotation[..., 0, 1], rotation[..., 0, 0]))
+    return np.degrees(np.stack((yaw, pitch, roll), -1))
+
+
+def turned(angles, degrees):
+    """Returns the angles of a head whose picture is turned clockwise.
+
+    Not an addition to roll: the turn comes after the head's own rotation.
+
+    Args:
+        angles: array (3,), degrees: yaw, pitch, roll.
+        degrees: of the turn.
+
+    Returns:
+        float64 array (3,): of the two triples that mean the new rotation,
+        the one nearer to the old.
+    """
+    turn = rotation_matrix((0, 0, degrees))
+    yaw, pitch, roll = angles_of(turn @ rotation_matrix(angles))
+    triples = np.array([[yaw, pitch, roll],
+                        [180 - yaw, pitch + 180, roll + 180]])
+    triples = (triples + 180) % 360 - 180
+    return min(triples, key=lambda triple: np.abs(triple - angles).sum())
+
+
+def rotation_errors(predicted, true):
+    """Returns the errors of N rotations, in degrees.
+
+    Args:
+        predicted, true: (N, 3) degrees: yaw, pitch, roll.
+
+    Returns:
+        The angle of the rotation from one to the other, (N,), and the angles
+        between their axis vectors, (N, 3), whose mean is MAEV (Cao et al.,
+        WACV 2021; their left vector is the opposite of our right one).
+    """
+    difference = rotation_matrix(predicted) - rotation_matrix(true)
+    # From chords, which are exact where the angle is small: unit vectors at
+    # an angle are 2 sin(angle / 2) apart, rotations sqrt(2) times as far.
+    chords = np.linalg.norm(difference, axis=-2)
+    whole = np.linalg.norm(chords, axis=-1) / np.sqrt(2)
+    geodesic, vectors = (2 * np.degrees(np.arcsin(np.minimum(chord / 2, 1)))
+                         for chord in (whole, chords))
+    return geodesic, vectors
+
+
+def draw_pose(image, angles, center, size, cube=False):
+    """Draws a head's axes, or a cube, into a BGR image, in place.
+
+    Red points to the right side of the face as we see it, green to the chin,
+    blue out of the face, as in HopeNet's pictures.
+
+    Args:
+        image: uint8 array (H, W, 3), BGR as OpenCV reads it.
+        angles: degrees: yaw, pitch, roll.
+        center: (x, y) of the axes' origin, pixels.
+        size: length of an axis, pixels.
+        cube: draw a cube around the centre, its face side in front.
+    """
+    rotation = rotation_matrix(angles)[:2]  # orthographic: x and y only
+    center = np.asarray(center, float)
+    thick = max(1, round(size / 30))
+
+    def line(start, end, color, width=thick):
+        points = [tuple(int(round(v)) for v in center + rotation @ point)
+                  for point in (start, end)]
+        cv2.line(image, *points, color, width, cv2.LINE_AA)
+
+    red, green, blue = (0, 0, 255), (0, 255, 0), (255, 0, 0)
+    if not cube:
+        for axis, color in zip(np.eye(3) * size, (red, green, blue)):
+            line(np.zeros(3), axis, color)
+        return
+    half = size / 2
+    square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half
+    for depth, color in ((-half, red), (half, green)):
+        corners = [np.array([x, y, depth]) for x, y in square]
+        for start, end in zip(corners, corners[1:] + corners[:1]):
+            line(start, end, color)
+    for x, y in square:
+        line(np.array([x, y, -half]), np.array([x, y, half]), blue)

@@ -1,0 +1,255 @@
+"""One picture and one face box to one crop: the test's, and training's.
+
+An image is a uint8 array (H, W, 3), RGB, or a Pillow image; a box is
+x_min, y_min, x_max, y_max in pixels; angles are yaw, pitch, roll in degrees.
+"""
+import math
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from pose import beyond_range, turned
+
+TRAIN_SIDE, PROTOCOL_SIDE = 0.6, 2.0  # left and right of the face
+ABOVE, BELOW = 2.0, 0.6
+PROTOCOL_K = 0.2
+
+# Pillow's ImageFilter.BLUR, which HopeNet blurs training images with.
+BLUR = np.ones((5, 5), np.float32) / 16
+BLUR[1:4, 1:4] = 0
+
+DRAWS = 14  # random numbers for a training image
+
+# The spellings in use: the releases', the document's and HopeNet's options.
+
+
+class Augmentation(NamedTuple):
+    """What training may do beyond HopeNet's margin, shift, flip and blur."""
+    rotate: float = 0.0          # turn by up to so many degrees, in the plane
+    box_jitter: float = 0.0      # move and scale the box by up to this share
+    color_jitter: float = 0.0    # change brightness, contrast and saturation
+    low_resolution: float = 0.0  # of this share of the images, up to 4 times
+
+
+def expand_box(box, k, side):
+    """Adds the published margins to a face box.
+
+    Each line measures the box that the lines before have grown already; this
+    is the published crop, and figures compare only if it is kept.
+
+    Args:
+        box: x_min, y_min, x_max, y_max, pixels.
+        k: the margin, in box sizes: 0.2 to 0.4 in training, 0.2 in tests.
+        side: TRAIN_SIDE or PROTOCOL_SIDE.
+
+    Returns:
+        Four ints; they may lie outside the image.
+    """
+    x_min, y_min, x_max, y_max = map(float, box)
+    x_min -= side * k * abs(x_max - x_min)
+    y_min -= ABOVE * k * abs(y_max - y_min)
+    x_max += side * k * abs(x_max - x_min)
+    y_max += BELOW * k * abs(y_max - y_min)
+    return int(x_min), int(y_min), int(x_max), int(y_max)
+
+
+def resized(width, height, shorter):
+    """Returns a size of the same shape whose shorter side is `shorter`."""
+    if width <= height:
+        return shorter, max(shorter, int(shorter * height / width))
+    return max(shorter, int(shorter * width / height)), shorter
+
+
+def protocol_crop(image, box, size=224):
+    """Crops a face as the published test does, with Pillow, step by step.
+
+    Args:
+        image: RGB PIL image; what a crop has outside of it is black.
+        box: of the landmarks, see `face_box`.
+        size: side of the result, pixels.
+
+    Returns:
+        RGB PIL image, size x size.
+    """
+    image = image.crop(expand_box(box, PROTOCOL_K, PROTOCOL_SIDE))
+    width, height = resized(*image.size, size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left = round((width - size) / 2)
+    top = round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def training_crop(image, box, draws, size=224, turn=0.0):
+    """Crops a face with HopeNet's random margin, shift, flip and blur.
+
+    The steps are those of HopeNet's transforms, in OpenCV, and what they make
+    differs from Pillow's by a fraction of a grey level.
+
+    Args:
+        image: uint8 array (H, W, 3).
+        box: of the landmarks, see `face_box`.
+        draws: five numbers in [0, 1): margin, shift across and down, flip,
+            blur.
+        size: side of the result, pixels.
+        turn: degrees, clockwise, about the centre of the crop.
+
+    Returns:
+        The crop, a uint8 array (size, size, 3), and whether it is flipped.
+    """
+    flip = bool(draws[3] < 0.5)
+    x_min, y_min, x_max, y_max = expand_box(box, 0.2 + 0.2 * draws[0],
+                                            TRAIN_SIDE)
+    wide, high = x_max - x_min, y_max - y_min
+    width, height = resized(wide, high, round(size * 240 / 224))
+    left = int(draws[1] * (width - size + 1))
+    top = int(draws[2] * (height - size + 1))
+    # What a turn brings in from beyond the box.
+    rim = math.ceil(0.21 * size * wide / width) if turn else 0
+    face = cut(image, x_min - rim, y_min - rim, x_max + rim, y_max + rim)
+    if rim:
+        old = face.shape
+        width = round(old[1] * width / wide)
+        height = round(old[0] * height / high)
+        left += rim * width / old[1]
+        top += rim * height / old[0]
+    else:
+        face, height, top = rows_around(face, height, top, size)
+    if draws[4] < 0.05:
+        face = cv2.filter2D(face, -1, BLUR)
+    face = resize(face, width, height)
+    if not turn:
+        if flip:  # of the crop alone, which therefore lies on the other side
+            left = width - size - left
+        face = face[top:top + size, left:left + size]
+        return cv2.flip(face, 1) if flip else face, flip
+    if flip:
+        face = cv2.flip(face, 1)
+    # From the crop's pixels to the face's: a turn about the centre, a shift.
+    matrix = cv2.getRotationMatrix2D((size / 2 - 0.5, size / 2 - 0.5), turn, 1)
+    matrix[:, 2] += left, top
+    return cv2.warpAffine(face, matrix, (size, size), flags=cv2.INTER_LINEAR
+                          | cv2.WARP_INVERSE_MAP), flip
+
+
+def rows_around(image, height, top, size):
+    """Cuts rows off that a resized image's crop would cut off afterwards.
+
+    The rows that are left start and end where rows of the result do, to 3
+    hundredths of a pixel.
+
+    Args:
+        image: array (H, W, 3), to be resized to `height` rows.
+        height: rows of the result.
+        top: the crop's first row in it.
+        size: the crop's rows.
+
+    Returns:
+        The image's rows, and the `height` and `top` that fit them.
+    """
+    scale = len(image) / height
+
+    def fits(row):  # the first row and the end always do
+        return abs(row * scale - round(row * scale)) < 0.03
+
+    first = next(filter(fits, range(top, -1, -1)))
+    last = next(filter(fits, range(top + size, height + 1)))
+    return (image[round(first * scale):round(last * scale)], last - first,
+            top - first)
+
+
+def cut(image, x_min, y_min, x_max, y_max):
+    """Returns a part of an image (H, W, 3), black where it lies outside."""
+    height, width = image.shape[:2]
+    rims = (max(0, -y_min), max(0, y_max - height),
+            max(0, -x_min), max(0, x_max - width))
+    if any(rims):
+        if x_max <= 0 or y_max <= 0 or x_min >= width or y_min >= height:
+            return np.zeros((y_max - y_min, x_max - x_min, 3), image.dtype)
+        part = image[max(0, y_min):y_max, max(0, x_min):x_max]
+        return cv2.copyMakeBorder(part, *rims, cv2.BORDER_CONSTANT)
+    return image[y_min:y_max, x_min:x_max]
+
+
+def resize(image, width, height):
+    """Resizes an image (H, W, 3) as Pillow does, faster where it can be."""
+    if max(image.shape[1] / width, image.shape[0] / height) > 1.25:
+        # OpenCV reads 2x2 pixels; to shrink by more, Pillow reads them all.
+        return np.array(Image.fromarray(image).resize(
+            (width, height), Image.Resampling.BILINEAR))
+    return cv2.resize(image, (width, height))
+
+
+def jittered(box, amount, draws):
+    """Returns a box moved by up to half of `amount`, and scaled by up to it.
+
+    Detectors, and AFLW2000's 21 landmarks, frame a face otherwise than
+    300W-LP's 68 do.
+
+    Args:
+        box: x_min, y_min, x_max, y_max.
+        amount: share of the box's size.
+        draws: three numbers in [0, 1): across, down, size.
+    """
+    across, down, scale = amount * (2 * np.asarray(draws) - 1)
+    size = np.subtract(box[2:], box[:2])
+    center = np.add(box[2:], box[:2]) / 2 + size * (across, down) / 2
+    half = size * (1 + scale) / 2
+    return np.concatenate((center - half, center + half))
+
+
+def recolored(image, amount, draws):
+    """Changes brightness, contrast and saturation, each by up to `amount`.
+
+    Args:
+        image: uint8 array (H, W, 3), RGB.
+        amount: share of the value, below 1.
+        draws: three numbers in [0, 1).
+    """
+    brightness, contrast, saturation = 1 + amount * (2 * draws - 1)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    middle = grey.mean() * brightness * (1 - contrast)
+    image = cv2.addWeighted(image, saturation,
+                            cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB),
+                            1 - saturation, 0)
+    return cv2.addWeighted(image, brightness * contrast, image, 0, middle)
+
+
+def coarsened(image, draw):
+    """Takes the detail out that a picture of up to 4 times fewer has not."""
+    size = image.shape[1::-1]
+    small = [max(1, round(side / (1 + 3 * draw))) for side in size]
+    return cv2.resize(cv2.resize(image, small, interpolation=cv2.INTER_AREA),
+                      size, interpolation=cv2.INTER_LINEAR)
+
+
+def augmented_crop(image, box, angles, draws, size, more=Augmentation()):
+    """Returns a training crop and the angles of the head in it.
+
+    Args:
+        image: RGB array (H, W, 3).
+        box: of the landmarks.
+        angles: (3,) degrees.
+        draws: DRAWS numbers in [0, 1).
+        size: side of the crop, pixels.
+        more: augmentation beyond HopeNet's.
+    """
+    turn = 0.0
+    if more.box_jitter:
+        box = jittered(box, more.box_jitter, draws[5:8])
+    if draws[3] < 0.5:  # as training_crop flips
+        angles = angles * np.float32([-1, 1, -1])
+    if more.rotate:
+        turn = more.rotate * (2 * float(draws[8]) - 1)
+        new = turned(angles, turn)
+        if beyond_range(new):
+            turn = 0.0  # there are no bins for the head so turned
+        else:
+            angles = new
+    image, _ = training_crop(image, box, draws, size, turn)
+    if draws[9] < more.low_resolution:
+        image = coarsened(image, draws[10])
+    if more.color_jitter:
+        image = recolored(image, more.color_jitter, draws[11:14])
+    return image, angles
