@@ -6,16 +6,21 @@
 The list holds one name a line, sorted, without extension.  Images with an
 angle beyond +-99 degrees are left out; AFLW2000 then has 1,969 of 2,000.
 """
-import argparse
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
+from options import DATASETS, parse_filenames, run_main
+
+if __name__ == '__main__':  # --help and mistakes do not wait for the rest
+    parse_filenames(__doc__)
+
 from PIL import Image
 from tqdm import tqdm
 
-from datasets import DATASETS, DataError, beyond_range, face_box, read_mat
+from datasets import DataError, face_box, read_mat
+from pose import beyond_range
 
 EXPECTED_AFLW2000 = 1969
 NOT_PAIRS = ('Code', 'landmarks')  # folders of the releases without images
@@ -156,38 +161,10 @@ def report(path, dataset, rows, bad):
               f'degrees: {verdict}')
 
 
-def parse(argv=None):
-    """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--dataset', required=True, choices=DATASETS,
-                        metavar='NAME', help=', '.join(DATASETS))
-    parser.add_argument('--dataset_path', metavar='DIR',
-                        help='its folder; default: data/NAME')
-    parser.add_argument('--output', metavar='FILE',
-                        help='default: filename_list.txt in the folder')
-    parser.add_argument('--include_flips', action='store_true',
-                        help="300W-LP: list the *_Flip folders too")
-    parser.add_argument('--skip_bad', action='store_true',
-                        help='leave unusable files out instead of stopping')
-    parser.add_argument('--workers', type=int, default=os.cpu_count(),
-                        metavar='N', help='processes; default: the cores')
-    options = parser.parse_args(argv)
-    if options.workers < 1:
-        parser.error('--workers must be at least 1')
-    return options
-
-
 def main(argv=None):
-    """Runs the command; returns its exit status."""
-    try:
-        generate(parse(argv))
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    """Runs the command; `argv` is a list of options, for tests."""
+    generate(parse_filenames(__doc__, argv))
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_main(main, DataError))

@@ -109,6 +109,7 @@ class PoseNetwork(nn.Module):
             pretrained weights and stay as they are.
         checkpoint_activations: compute each block twice instead of keeping
             what happens inside for the backward pass.
+        mark: a key that a state dict of this network has.
         published_factors: what the released code did by accident: parts of
             parameter names, and how often its Adam stepped each in a batch.
         published_untrained: and the heads that it never trained.
@@ -116,6 +117,7 @@ class PoseNetwork(nn.Module):
 
     stem = ()
     title = ''
+    mark = ''
     checkpoint_activations = False
     published_factors = ()
     published_untrained = ()
@@ -278,6 +280,7 @@ class AttNet(PoseNetwork, ResNet):
 
     stem = ('conv1', 'bn1')
     title = 'ResNet-50'
+    mark = 'layer1.0.conv3.weight'
     published_factors = (('.cbam.', 6), ('.downsample.', 4), ('layer', 3))
 
     def __init__(self, attention='cbam'):
@@ -303,7 +306,7 @@ class AttNet(PoseNetwork, ResNet):
         Raises:
             WeightsError: it is not of this network.
         """
-        require_key(state, 'layer1.0.conv3.weight', AttNet.title)
+        require_key(state, AttNet.mark, AttNet.title)
         has_cbam = any('.cbam.' in key for key in state)
         return {'network': 'attnet',
                 'attention': 'cbam' if has_cbam else 'none'}

@@ -221,9 +221,9 @@ def start_worker(_):
 
 
 def training_loaders(data_dir, filename_list, batch_size=32,
-                     image_size=224, landmarks='visible', augment=True, more=Augmentation(),
-                     split='photo', split_seed=0, seed=0, workers=0,
-                     device='cpu', rank=0, world=1):
+                     image_size=224, landmarks='visible', augment=True,
+                     more=Augmentation(), split='photo', split_seed=0,
+                     seed=0, workers=0, device='cpu', rank=0, world=1):
     """Returns the shuffled training and the fixed validation loader.
 
     Args:

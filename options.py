@@ -1,14 +1,25 @@
-"""The scripts' command lines.
+"""The scripts' command lines, and how a script ends.
 
-Nothing here imports PyTorch, which takes seconds: --help and a mistyped
-option are answered at once.
+Nothing here imports PyTorch, which takes seconds.  A script parses its
+options once before its slow imports, so that --help and a mistyped option
+are answered at once, and once more in its main.
 """
 import argparse
+import inspect
 import math
 import os
 import sys
 
 SHIPPED = 'checkpoints/shufflenet_faces.pkl'
+# A network's name on the command line, and its checkpoint's.
+CHECKPOINTS = {'attnet': 'checkpoints/resnet.pkl',
+               'shufflenet': 'checkpoints/shufflenet.pkl'}
+# The spellings in use: the releases', the document's and HopeNet's options.
+DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
+            '300W_LP': '300W_LP', '300W-LP': '300W_LP',
+            'Pose_300W_LP': '300W_LP'}
+# What follows from the options and the machine.
+DERIVED = {'device', 'rank', 'world'}
 
 
 def number(kind, low, high=math.inf):
@@ -72,7 +83,7 @@ def base_parser(description, data_dir, batch_size=32):
     return parser
 
 
-def training_parser(description, output):
+def training_parser(description, network):
     """Returns the parser of a training script.
 
     The defaults are the document's recipe; train.sh repeats them for its
@@ -80,6 +91,12 @@ def training_parser(description, output):
     """
     parser = base_parser(description, './data/300W_LP/')
     add = parser.add_argument
+    if network == 'attnet':
+        add('--attention', choices=('cbam', 'none'), default='cbam',
+            help="none: HopeNet's plain ResNet-50")
+    else:
+        add('--width', type=float, choices=(0.5, 1.0, 1.5, 2.0), default=1.0,
+            help='channel multiplier; default: 1.0')
     add('--dataset', default='Pose_300W_LP', metavar='NAME')
     add('--num_epochs', type=number(int, 1), default=25, metavar='N')
     add('--lr', type=number(float, 0), default=1e-5,
@@ -105,8 +122,9 @@ def training_parser(description, output):
     add('--split_seed', type=number(int, 0), default=0, metavar='N')
     add('--seed', type=number(int, 0), default=0, metavar='N',
         help='of initial weights, order and augmentation')
-    add('--output', default=output, metavar='FILE',
-        help=f'best checkpoint; others are named after it; default: {output}')
+    add('--output', default=CHECKPOINTS[network], metavar='FILE',
+        help='best checkpoint; others are named after it; default: '
+        + CHECKPOINTS[network])
     add_augmentation(parser.add_argument_group(
         "augmentation beyond HopeNet's"))
     add_run_options(parser.add_argument_group('long runs'))
@@ -115,7 +133,7 @@ def training_parser(description, output):
 
 
 def add_augmentation(group):
-    """Adds what training may do to its images; see `datasets`."""
+    """Adds what training may do to its images; see `transforms`."""
     add = group.add_argument
     add('--rotate', type=number(float, 0), default=0.0, metavar='DEGREES',
         help='turn each image in its plane, by up to so much')
@@ -164,6 +182,10 @@ def evaluation_parser(description, snapshot):
     """Returns the parser of a testing script.
 
     (It is not named test*: pytest would take it for a test.)
+
+    Args:
+        description: of the script.
+        snapshot: its default checkpoint.
     """
     parser = base_parser(description, './data/AFLW2000/')
     add = parser.add_argument
@@ -181,52 +203,45 @@ def evaluation_parser(description, snapshot):
     add('--report', metavar='DIR',
         help='write report.html, a page with everything about the result, '
         'and report.json, its numbers')
-    add('--compare', nargs=2, action=Comparison, metavar=('A.json', 'B.json'),
-        help='compare two report.json, or folders of --report, on their '
-        'common images, and end')
-    add('--tables', nargs='+', action=Tables, metavar='REPORT.json',
-        help="print the document's two tables with these reports', and end")
     return parser
 
 
-class Comparison(argparse.Action):
-    """An option that compares two reports and ends, as --help does."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        """Prints the comparison of the two files."""
-        from utils import comparison
-
-        print(comparison(*values))
-        parser.exit()
-
-
-class Tables(argparse.Action):
-    """An option that prints tables of reports and ends, as --help does."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        """Prints the tables."""
-        from utils import document_tables
-
-        print(document_tables(values))
-        parser.exit()
-
-
-def parse(parser, argv, datasets):
-    """Parses a command line of training or testing.
+def parse_training(description, network, argv=None):
+    """Parses the command line of a training script.
 
     Args:
-        parser: of either.
+        description: of the script.
+        network: 'attnet' or 'shufflenet'.
         argv: list of strings, or None for the command line.
-        datasets: the names that --dataset accepts.
+
+    Returns:
+        The options; see `with_processes`.
+    """
+    parser = training_parser(description, network)
+    options = with_processes(parser, parser.parse_args(argv))
+    if options.as_published:
+        options.split = 'image'
+    if options.resume == '':
+        options.resume = os.path.splitext(options.output)[0] + '_last.pkl'
+    return options
+
+
+def parse_evaluation(description, network, argv=None):
+    """Parses the command line of a testing script; see `parse_training`."""
+    parser = evaluation_parser(description, CHECKPOINTS[network])
+    return with_processes(parser, parser.parse_args(argv))
+
+
+def with_processes(parser, options):
+    """Completes and checks the options of training or testing.
 
     Returns:
         The options, with `rank` and `world`: of this process among those
         that torchrun started, and their number.
     """
-    options = parser.parse_args(argv)
-    if options.dataset not in datasets:
+    if options.dataset not in DATASETS:
         parser.error(f'argument --dataset: {options.dataset!r} is none of '
-                     + ', '.join(datasets))
+                     + ', '.join(DATASETS))
     if options.filename_list is None:
         options.filename_list = os.path.join(options.data_dir,
                                              'filename_list.txt')
@@ -236,6 +251,62 @@ def parse(parser, argv, datasets):
         parser.error(f'--batch_size {options.batch_size} is less than the '
                      f'{options.world} processes that share a batch')
     return options
+
+
+def recorded(options):
+    """Returns the options as a plain dict, without what follows from them."""
+    return {name: value for name, value in vars(options).items()
+            if name not in DERIVED}
+
+
+def arguments(function, options):
+    """Returns those options that a function has parameters for, as a dict.
+
+    The scripts hand values to functions that know no command line:
+    `fit(..., **arguments(fit, options))`.
+    """
+    return {name: getattr(options, name)
+            for name in inspect.signature(function).parameters
+            if name in options}
+
+
+def parse_filenames(description, argv=None):
+    """Parses the command line of filename_generator.py."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--dataset', required=True, choices=DATASETS, metavar='NAME',
+        help=', '.join(DATASETS))
+    add('--dataset_path', metavar='DIR',
+        help='its folder; default: data/NAME')
+    add('--output', metavar='FILE',
+        help='default: filename_list.txt in the folder')
+    add('--include_flips', action='store_true',
+        help='300W-LP: list the *_Flip folders too')
+    add('--skip_bad', action='store_true',
+        help='leave unusable files out instead of stopping')
+    add('--workers', type=number(int, 1), default=os.cpu_count(),
+        metavar='N', help='processes; default: the cores')
+    return parser.parse_args(argv)
+
+
+def parse_report(description, argv=None):
+    """Parses the command line of report.py."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    compare = commands.add_parser(
+        'compare', help='say which of two reports is better on their common '
+        'images')
+    compare.add_argument('first', metavar='A', help='folder of --report, or '
+                         'its report.json')
+    compare.add_argument('second', metavar='B')
+    tables = commands.add_parser(
+        'tables', help="print the document's two tables with these reports'")
+    tables.add_argument('reports', nargs='+', metavar='REPORT')
+    return parser.parse_args(argv)
 
 
 def parse_demo(description, argv=None):
@@ -272,15 +343,14 @@ def parse_demo(description, argv=None):
     return parser, options
 
 
-def command(main, *errors):
+def run_main(main, *errors):
     """Runs a script's main and returns its exit status.
 
     Args:
         main: the function.
-        errors: the script's own errors, beside the engine's; see
-            `utils.exit_status`.
+        errors: those that a user can mend; each ends in one line and the
+            status that it carries, or 1.
     """
-    error = None
     try:
         main()
         sys.stdout.flush()
@@ -290,8 +360,10 @@ def command(main, *errors):
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 and SIGPIPE
-    except Exception as raised:
-        error = raised
-    from utils import exit_status
-
-    return exit_status(error, errors)
+    except errors as error:
+        # From a loader's worker the message is a traceback that ends in it.
+        message = str(error).rsplit(f'{type(error).__name__}: ', 1)[-1]
+        if message:
+            print(message.strip(), file=sys.stderr)
+        return getattr(error, 'status', 1)
+    return 0

@@ -25,6 +25,7 @@ class ShuffleNet(PoseNetwork, ShuffleNetV2):
 
     stem = ('conv1',)
     title = 'ShuffleNetV2'
+    mark = 'stage2.0.branch1.2.weight'  # half of stage 2's channels
     # Its list of heads had the yaw head twice and the roll head never.
     published_factors = (('stage', 4), ('conv5', 2), ('fc_yaw', 2))
     published_untrained = ('fc_roll',)
@@ -55,7 +56,7 @@ class ShuffleNet(PoseNetwork, ShuffleNetV2):
         Raises:
             WeightsError: it is not of this network.
         """
-        key = 'stage2.0.branch1.2.weight'  # half of stage 2's channels
+        key = ShuffleNet.mark
         require_key(state, key, ShuffleNet.title)
         for width, channels in CHANNELS.items():
             if len(state[key]) == channels[1] // 2:

@@ -65,7 +65,7 @@ if [[ $network == all ]]; then
         run "$network" "$snapshot" --report "$report" "$@"
         reports+=("$report/report.json")
     done
-    exec python test_attnet.py --tables "${reports[@]}"
+    exec python report.py tables "${reports[@]}"
 fi
 
 snapshot=$folder/$checkpoint.pkl

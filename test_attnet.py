@@ -4,27 +4,32 @@
 """
 import sys
 
-from datasets import DATASETS, DataError, evaluation_loader
-from options import command, evaluation_parser, parse
+from options import arguments, parse_evaluation
+
+if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
+    parse_evaluation(__doc__, 'attnet')
+
+from datasets import DataError
+from engine import evaluate
+from hopenet import AttNet, for_inference
+from loaders import evaluation_loader
+from report import present
+from utils import init_process, load_network, run_script, trained_size
 
 
 def main(argv=None):
     """Runs the test; `argv` is a list of options, for tests."""
-    parser = evaluation_parser(__doc__, 'checkpoints/resnet.pkl')
-    options = parse(parser, argv, DATASETS)
-
-    # Only now: they take seconds, and --help and mistakes need not wait.
-    import utils
-    from hopenet import AttNet, for_inference
-
-    utils.start(parser, options)
-    model, content = utils.load_network(options.snapshot, AttNet)
-    options.image_size = utils.image_size(options, content)
-    loader = evaluation_loader(options)
-    model = for_inference(model.to(options.device), options.image_size)
-    result = utils.evaluate(model, loader, options)
-    utils.report_test(result, loader.dataset, options, content)
+    options = parse_evaluation(__doc__, 'attnet', argv)
+    options.device = init_process(options.gpu)
+    model, content = load_network(options.snapshot, AttNet)
+    options.image_size = options.image_size or trained_size(content)
+    loader = evaluation_loader(**arguments(evaluation_loader, options))
+    result = evaluate(for_inference(model.to(options.device)), loader,
+                      options.device)
+    if options.rank == 0:
+        present(result, loader.dataset, content,
+                **arguments(present, options))
 
 
 if __name__ == '__main__':
-    sys.exit(command(main, DataError))
+    sys.exit(run_script(main, DataError))

@@ -6,28 +6,35 @@
 """
 import sys
 
-from datasets import DATASETS, DataError, training_loaders
-from options import command, parse, training_parser
+from options import arguments, parse_training, recorded
+
+if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
+    parse_training(__doc__, 'attnet')
+
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import MultiStepLR
+
+from datasets import DataError
+from engine import fit, initial_weights, one_cycle
+from hopenet import AttNet
+from loaders import training_loaders
+from transforms import Augmentation
+from utils import choose_precision, init_process, run_script
 
 
 def main(argv=None):
     """Runs the training; `argv` is a list of options, for tests."""
-    parser = training_parser(__doc__, 'checkpoints/resnet.pkl')
-    parser.add_argument('--attention', choices=('cbam', 'none'),
-                        default='cbam', help="none: HopeNet's plain ResNet-50")
-    options = parse(parser, argv, DATASETS)
-
-    # Only now: they take seconds, and --help and mistakes need not wait.
-    from torch.optim import AdamW
-    from torch.optim.lr_scheduler import MultiStepLR
-
-    import utils
-    from hopenet import AttNet
-
-    utils.start(parser, options)
-    loaders = training_loaders(options)
+    options = parse_training(__doc__, 'attnet', argv)
+    options.device = init_process(options.gpu, options.seed,
+                                  options.deterministic)
+    options.amp = choose_precision(options.amp, options.device)
+    loaders = training_loaders(
+        more=Augmentation(**arguments(Augmentation, options)),
+        **arguments(training_loaders, options))
     model = AttNet(options.attention)
-    resumed = utils.initial_weights(model, options)
+    model.checkpoint_activations = options.checkpoint_activations
+    resumed = initial_weights(model, record=recorded(options),
+                              **arguments(initial_weights, options))
     model.to(options.device)
     # Adam, unless there is weight decay; one kernel for all parameters.
     optimizer = AdamW(
@@ -35,11 +42,12 @@ def main(argv=None):
                                options.head_factor),
         weight_decay=options.weight_decay, fused=True)
     if options.one_cycle:
-        scheduler = utils.one_cycle(optimizer, options.num_epochs)
+        scheduler = one_cycle(optimizer, options.num_epochs)
     else:
         scheduler = MultiStepLR(optimizer, options.lr_steps, gamma=0.1)
-    utils.fit(model, loaders, optimizer, scheduler, options, resumed)
+    fit(model, loaders, optimizer, scheduler, record=recorded(options),
+        resumed=resumed, **arguments(fit, options))
 
 
 if __name__ == '__main__':
-    sys.exit(command(main, DataError))
+    sys.exit(run_script(main, DataError))

@@ -1,0 +1,445 @@
+"""A training run: one epoch, evaluation, fit; resume, log and curves.
+
+It knows no data set, no network by name and no command line.  A script, or a
+notebook, hands it a `hopenet.PoseNetwork` and a loader (see
+`loaders.make_loader`) of batches: uint8 images (N, 3, H, W), angles (N, 3) in
+degrees, indices (N,).
+
+    result = evaluate(model, loader)
+    result.errors.mean(0)        # of yaw, pitch, roll
+"""
+import contextlib
+import gc
+import json
+import os
+import time
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import OneCycleLR
+from tqdm import tqdm
+
+from history import (angles_text, plot_curves, provenance, published_text,
+                     refuse_differences, report_training)
+from hopenet import (WeightsError, decode, load_exactly, normalize,
+                     pose_loss)
+from pose import AXES
+from utils import (Interrupted, RunError, atomic, gather, load_pretrained,
+                   process_rank, read_checkpoint, save_checkpoint,
+                   signals_noted, world_size)
+
+CHECK_EVERY = 50  # steps between two looks at the losses on the device
+AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+class Evaluation(NamedTuple):
+    """A network's answers on N images, in the order of their indices."""
+    loss: float             # mean of `pose_loss`
+    indices: np.ndarray     # (N,)
+    predicted: np.ndarray   # (N, 3) degrees: yaw, pitch, roll
+    true: np.ndarray        # (N, 3)
+
+    @property
+    def errors(self):
+        """Absolute errors (N, 3): the plain difference, in degrees."""
+        return np.abs(self.predicted - self.true)
+
+
+# --------------------------------------------------------------- one epoch
+
+def train_epoch(model, loader, optimizer, device='cpu', alpha=2.0, amp='off',
+                accumulate=1, epoch=1, as_published=False, wrapped=None,
+                scaler=None, stop=()):
+    """Trains one epoch; returns the mean loss over its images.
+
+    Args:
+        model: a `hopenet.PoseNetwork`, on the device.
+        loader: of this process's part of each batch.
+        optimizer: of the model's parameters.
+        device, alpha: see `evaluate`.
+        amp: precision of the forward pass: 'off', 'bf16' or 'fp16'.
+        accumulate: compute each batch in so many parts.
+        epoch: from 1; order and augmentation depend on it.
+        as_published: all batch norms in eval mode after the first epoch.
+        wrapped: what computes the logits, if not the model itself (DDP).
+        scaler: of the gradients, for fp16.
+        stop: signals received; the epoch ends at the first.
+
+    Raises:
+        RunError: the loss is not finite; names the epoch and the step.
+        Interrupted: a signal came.
+    """
+    set_train_mode(model, as_published and epoch > 1)
+    loader.batch_sampler.epoch = epoch
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
+    wrapped = model if wrapped is None else wrapped
+    losses, sizes = [], loader.batch_sampler.sizes()
+    bar = tqdm(loader, desc=f'epoch {epoch}', disable=None, leave=False)
+    for (images, angles, _), size in zip(bar, sizes):
+        optimizer.zero_grad()
+        losses.append(torch.zeros((), device=device))
+        for part, true, last in batch_parts(images, angles, accumulate):
+            with wrapped_sync(wrapped, last):
+                with autocast(device, amp):
+                    logits = wrapped(network_input(part, device))  # (n, 3, 66)
+                loss = pose_loss(logits, true.to(device), alpha).sum()
+                # The mean over the batch of all processes; what they exchange
+                # is the mean over processes, hence their number.
+                scaler.scale(loss * (world_size() / size)).backward()
+            losses[-1] += loss.detach()
+        scaler.step(optimizer)
+        scaler.update()
+        show_loss(bar, losses, len(images), epoch)
+        if stop:
+            raise Interrupted(stop[0])
+    return sum(gather(check_finite(losses, epoch).sum())) / sum(sizes)
+
+
+def set_train_mode(model, as_published=False):
+    """Sets the batch-norm policy of an epoch; see `freeze_statistics`."""
+    model.train()
+    model.freeze_statistics()
+    if as_published:
+        model.eval()  # the released code never left its first validation
+
+
+def batch_parts(images, angles, count):
+    """Yields up to `count` parts of a batch, and whether it is the last."""
+    images = images.chunk(count)
+    angles = torch.as_tensor(angles).chunk(count)
+    for number, (part, true) in enumerate(zip(images, angles), 1):
+        yield part, true, number == len(images)
+
+
+def wrapped_sync(wrapped, last):
+    """Lets processes exchange gradients once a batch, in its last part."""
+    if world_size() > 1 and not last:
+        return wrapped.no_sync()
+    return contextlib.nullcontext()
+
+
+def autocast(device, amp):
+    """Returns the context of a forward pass in the precision `amp`."""
+    return torch.autocast(device.split(':')[0], AMP_TYPES.get(amp),
+                          enabled=amp in AMP_TYPES)
+
+
+def network_input(images, device):
+    """Moves uint8 images (N, 3, H, W) to the device, and normalises them."""
+    return normalize(images.to(device, non_blocking=True))
+
+
+def show_loss(bar, losses, images, epoch):
+    """Checks and shows the last loss, once in a while.
+
+    Reading a loss waits for the device.
+    """
+    if len(losses) % CHECK_EVERY == 0:
+        loss = check_finite(losses, epoch)[-1] / images
+        bar.set_postfix(loss=f'{loss:.3f}')
+
+
+def check_finite(losses, epoch):
+    """Returns device scalars as a float64 array, or raises RunError."""
+    values = torch.stack(losses).double().cpu().numpy()
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise RunError(f'epoch {epoch}, step {bad[0] + 1}: the loss is '
+                       f'{values[bad[0]]}; a lower --lr may help. The '
+                       'checkpoints are those of the epoch before.')
+    return values
+
+
+@torch.inference_mode()
+def evaluate(model, loader, device='cpu', alpha=2.0, stop=()):
+    """Runs a network over all images of a loader, each once.
+
+    With several processes each takes a part of the images, and all return
+    the result of all.
+
+    Args:
+        model: a `hopenet.PoseNetwork`, on the device.
+        loader: see `loaders.make_loader`.
+        device: 'cpu' or 'cuda:N'.
+        alpha: weight of the squared error, see `pose_loss`.
+        stop: signals received; the evaluation ends at the first.
+
+    Returns:
+        An `Evaluation`.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    model.eval()
+    rows = [np.empty((0, 8))]  # index, predicted and true angles, loss
+    for images, angles, indices in tqdm(loader, desc='evaluating',
+                                        disable=None, leave=False):
+        logits = model(network_input(images, device)).float().cpu()
+        rows.append(np.column_stack([
+            indices, decode(logits), angles,
+            pose_loss(logits, torch.as_tensor(angles), alpha)]))
+        if stop:
+            raise Interrupted(stop[0])
+    rows = np.concatenate(gather(np.concatenate(rows)))
+    rows = rows[rows[:, 0].argsort()]
+    return Evaluation(float(rows[:, 7].mean()), rows[:, 0].astype(int),
+                      rows[:, 1:4], rows[:, 4:7])
+
+
+# ------------------------------------------------------- the start of a run
+
+def one_cycle(optimizer, epochs):
+    """Returns a schedule from and to nearly 0, one step an epoch.
+
+    Each group rises to its own rate in a tenth of the epochs and falls along
+    a cosine (Smith and Topin 2019, as PyTorch has it).
+    """
+    return OneCycleLR(optimizer, [group['lr'] for group
+                                  in optimizer.param_groups],
+                      total_steps=epochs, pct_start=0.1,
+                      cycle_momentum=False)
+
+
+def initial_weights(model, pretrained='imagenet', resume=None, output=None,
+                    record=None, override=False):
+    """Loads what a run starts from: pretrained weights, or a checkpoint.
+
+    Args:
+        model: a fresh `hopenet.PoseNetwork`.
+        pretrained: see `utils.load_pretrained`.
+        resume: a `*_last.pkl` to go on from, or None.
+        output: the best checkpoint, named where `resume` is damaged.
+        record: the options of this run, a plain dict.
+        override: resume although options differ.
+
+    Returns:
+        The content of the checkpoint `resume`, else None.
+
+    Raises:
+        WeightsError: a file is missing or does not fit.
+        RunError: options differ from those of the run to be resumed.
+    """
+    if not resume:
+        load_pretrained(model, pretrained)
+        return None
+    try:
+        resumed = read_checkpoint(resume)
+    except WeightsError as error:
+        raise WeightsError(
+            f'{error}. The weights of the best epoch are in {output}'
+            if output and os.path.exists(output) else str(error)) from None
+    if not {'optimizer', 'options', 'log'} <= resumed.keys():
+        raise WeightsError(f'{resume}: holds weights only, nothing to '
+                           'go on with; that is in a *_last.pkl')
+    refuse_differences(resume, resumed['options'], record or {}, override)
+    try:
+        load_exactly(model, resumed['model'])
+    except WeightsError as error:
+        raise WeightsError(f'{resume}: {error}') from None
+    model.freeze_pretrained(resumed['pretrained_norms'])
+    return resumed
+
+
+# ------------------------------------------------------------------ the run
+
+def fit(model, loaders, optimizer, scheduler, num_epochs, output,
+        device='cpu', alpha=2.0, amp='off', accumulate=1, channels_last=True,
+        compile=False, patience=None, as_published=False, record=None,
+        resumed=None, override=False):
+    """Trains and validates; writes the checkpoints, the log and the curves.
+
+    Beside `output`, the best checkpoint by validation MAE, stand
+    `*_last.pkl`, from which a run resumes, `*_log.csv` and `*_curves.png`.
+
+    Args:
+        model, device, alpha, amp, accumulate, as_published: see
+            `train_epoch`.
+        loaders: of training and of validation.
+        optimizer, scheduler: of the model's parameters; the scheduler steps
+            once an epoch.
+        num_epochs: of the whole run, those before `resumed` included.
+        output: path of the best checkpoint.
+        channels_last: memory layout of the weights.
+        compile: use torch.compile.
+        patience: stop after so many epochs without a lower validation loss.
+        record: plain dict, kept in the checkpoints as the run's options.
+        resumed: what `initial_weights` returned.
+        override: resume although the data differ.
+
+    Returns:
+        The log, a DataFrame with a row for each epoch.
+
+    Raises:
+        RunError: the loss is not finite, or a file cannot be written.
+        Interrupted: a signal came; the last epoch's checkpoint is whole.
+    """
+    run = Run(model, loaders, optimizer, scheduler, output, device, amp,
+              record or {})
+    wrapped = wrap(model, device, channels_last, compile)
+    if as_published:
+        print(published_text(model))
+    if resumed:
+        run.resume(resumed, num_epochs, override)
+    check_writable(output)
+    with signals_noted() as stop:
+        while len(run.rows) < num_epochs and not run.exhausted(patience):
+            lr = optimizer.param_groups[0]['lr']
+            train_loss = train_epoch(
+                model, loaders[0], optimizer, device, alpha, amp, accumulate,
+                len(run.rows) + 1, as_published, wrapped, run.scaler, stop)
+            scheduler.step()
+            run.add(lr, train_loss,
+                    evaluate(model, loaders[1], device, alpha, stop))
+    report_training(loaders, output, run.log())
+    return run.log()
+
+
+def wrap(model, device, channels_last, compile):
+    """Returns what computes a model's logits in training.
+
+    Args: see `fit`.
+    """
+    wrapped = model
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    if world_size() > 1:
+        if device != 'cpu':  # its statistics need a GPU
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        wrapped = DistributedDataParallel(model)
+    if compile:
+        # The last batch of an epoch is smaller: it is compiled, too.
+        wrapped = torch.compile(wrapped, dynamic=False)
+    return wrapped
+
+
+def check_writable(output):
+    """Raises RunError, before hours of training, where nothing can be."""
+    if process_rank() == 0:
+        probe = sibling(output, '_probe')
+        with atomic(probe) as path:
+            open(path, 'wb').close()
+        os.remove(probe)
+
+
+def sibling(output, ending):
+    """Returns the path of a file that is named after the best checkpoint."""
+    return os.path.splitext(output)[0] + ending
+
+
+class Run:
+    """A training run between two epochs: all that its future depends on.
+
+    Args: see `fit`.
+    """
+
+    def __init__(self, model, loaders, optimizer, scheduler, output, device,
+                 amp, record):
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.scaler = torch.amp.GradScaler(enabled=amp == 'fp16')
+        self.output = output
+        self.device = device
+        self.record = record
+        self.rows = []
+        self.provenance = provenance(record, loaders, device)
+        self.seconds = 0.0
+        self.clock = time.monotonic()
+
+    def resume(self, checkpoint, num_epochs, override=False):
+        """Takes up a run where a checkpoint left it.
+
+        Raises:
+            RunError: the data or their split are not those of the run.
+        """
+        refuse_differences(self.record.get('resume', 'the checkpoint'),
+                           checkpoint['provenance']['data'],
+                           self.provenance['data'], override)
+        self.optimizer.load_state_dict(checkpoint['optimizer'])
+        self.scheduler.load_state_dict(checkpoint['scheduler'])
+        self.scaler.load_state_dict(checkpoint['scaler'])
+        self.rows = checkpoint['log']
+        self.seconds = checkpoint['provenance']['wall_seconds']
+        torch.set_rng_state(checkpoint['rng']['cpu'])
+        if self.device != 'cpu' and checkpoint['rng']['cuda']:
+            torch.cuda.set_rng_state_all(checkpoint['rng']['cuda'])
+        print(f'Resuming after epoch {len(self.rows)} of {num_epochs}')
+
+    def add(self, lr, train_loss, result):
+        """Adds an epoch: notes it, writes its files and prints it.
+
+        Args:
+            lr: base learning rate that it had.
+            train_loss: what `train_epoch` returned.
+            result: the `Evaluation` on the validation images.
+        """
+        number = len(self.rows) + 1
+        if not np.isfinite(result.loss):
+            raise RunError(f'epoch {number}: the validation loss is '
+                           f'{result.loss}; a lower --lr may help')
+        row = {'epoch': number, 'lr': lr, 'train_loss': float(train_loss),
+               'val_loss': result.loss,
+               **dict(zip(AXES, result.errors.mean(0).tolist())),
+               'mae': float(result.errors.mean()), 'note': ''}
+        if self.rows and (row['train_loss'] < self.rows[-1]['train_loss']
+                          and row['val_loss'] > self.rows[-1]['val_loss']):
+            row['note'] = 'validation loss rises while training loss falls'
+        self.rows.append(row)
+        if process_rank() == 0:
+            self.write()
+        print(f'epoch {number:3}  train loss {train_loss:9.3f}  validation '
+              f'loss {result.loss:9.3f}  {angles_text(result.errors)}'
+              + (f'  ({row["note"]})' if row['note'] else ''), flush=True)
+
+    def exhausted(self, patience):
+        """Says whether the patience is at its end, and why."""
+        losses = [row['val_loss'] for row in self.rows]
+        if not (patience and losses):
+            return False
+        best = int(np.argmin(losses))
+        if len(losses) - 1 - best < patience:
+            return False
+        print(f'Stopped after epoch {len(losses)}: the validation loss has '
+              f'not fallen below {losses[best]:.3f}, of epoch {best + 1}, '
+              f'for {patience} epochs')
+        return True
+
+    def write(self):
+        """Writes the checkpoints, the log and the curves of an epoch."""
+        now = time.monotonic()
+        self.seconds += now - self.clock
+        self.clock = now
+        self.provenance['wall_seconds'] = round(self.seconds, 1)
+        row = self.rows[-1]
+        checkpoint = {
+            'network': self.model.config, 'model': self.model.state_dict(),
+            'pretrained_norms': self.model.pretrained_norms,
+            'epoch': row['epoch'], 'validation': row,
+            'options': self.record, 'provenance': self.provenance}
+        # Killed between the two writes, a resumed run repeats the epoch and
+        # writes the same best checkpoint again.
+        if row['mae'] <= min(earlier['mae'] for earlier in self.rows):
+            save_checkpoint(self.output, checkpoint)
+        save_checkpoint(sibling(self.output, '_last.pkl'), {
+            **checkpoint, 'log': self.rows,
+            'optimizer': self.optimizer.state_dict(),
+            'scheduler': self.scheduler.state_dict(),
+            'scaler': self.scaler.state_dict(),
+            'rng': {'cpu': torch.get_rng_state(),
+                    'cuda': torch.cuda.get_rng_state_all()}})
+        with atomic(sibling(self.output, '_log.csv')) as path:
+            with open(path, 'w', encoding='utf-8') as file:
+                file.write(f'# {json.dumps(self.provenance)}\n')
+                self.log().to_csv(file, index=False)
+        with atomic(sibling(self.output, '_curves.png')) as path:
+            plot_curves(self.log()).savefig(path)
+        # Matplotlib leaves the frames of its callers in a cycle; with it, the
+        # loaders' processes would outlive the run.
+        gc.collect()
+
+    def log(self):
+        """Returns a row for each epoch."""
+        return pd.DataFrame(self.rows)
