@@ -310,10 +310,10 @@ def parse_report(description, argv=None):
 
 
 def parse_demo(description, argv=None):
-    """Parses demo.py's command line; returns the parser and the options."""
+    """Parses demo.py's command line; returns the options."""
     parser = new_parser(description)
     add = parser.add_argument
-    add('inputs', nargs='*', metavar='INPUT',
+    add('inputs', nargs='+', metavar='INPUT',
         help='picture, folder of pictures, video, or number of a camera')
     add('--snapshot', default=SHIPPED, metavar='FILE',
         help='checkpoint of either network, or a bare state dict; default: '
@@ -333,14 +333,22 @@ def parse_demo(description, argv=None):
         metavar='WEIGHT', help="video: weight of the frames before in a "
         "face's angles; default: 0")
     add('--no_window', action='store_true', help='camera: write video only')
-    add('--export', metavar='FILE',
-        help='write the network as .onnx or .pt2 and run nothing')
-    add('--export_raw', action='store_true',
-        help='--export: take uint8 pixels (N, H, W, 3); normalisation inside')
-    options = parser.parse_args(argv)
-    if not options.inputs and not options.export:
-        parser.error('give pictures, folders, video or a camera, or --export')
-    return parser, options
+    return parser.parse_args(argv)
+
+
+def parse_export(description, argv=None):
+    """Parses export.py's command line; returns the options."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('path', metavar='FILE', help='.onnx or .pt2 file to write')
+    add('--snapshot', default=SHIPPED, metavar='FILE',
+        help='checkpoint of either network, or a bare state dict; default: '
+        + SHIPPED)
+    add('--raw', action='store_true',
+        help='take uint8 RGB pixels (N, H, W, 3); normalisation inside')
+    return parser.parse_args(argv)
 
 
 def run_main(main, *errors):

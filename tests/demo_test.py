@@ -1,35 +1,24 @@
-"""demo.py, by its command line: pictures, video, bad input, export."""
+"""demo.py, by its command line: pictures, video, bad input."""
 import csv
 import json
 import os
-import sys
 
 import cv2
 import numpy as np
-import onnxruntime
 import pytest
 import scipy.io
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 import datasets
 import demo
-from hopenet import AttNet, decode, normalize, rotation_matrix
+from detect import Cascades, whole_box
+from hopenet import AttNet, decode, normalize
+from pose import AXES, rotation_matrix
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE
-
-
-@pytest.fixture(scope='module')
-def snapshot(tmp_path_factory):
-    """An untrained ShuffleNetV2 for 64 pixels, as training writes it."""
-    torch.manual_seed(0)
-    model = ShuffleNet(0.5)
-    path = tmp_path_factory.mktemp('snapshot') / 'x.pkl'
-    torch.save({'network': model.config, 'model': model.state_dict(),
-                'options': {'image_size': SIZE}}, path)
-    return path
+from transforms import protocol_crop
+from utils import load_network, trained_size
 
 
 @pytest.fixture
@@ -108,27 +97,19 @@ def test_a_given_box_has_the_protocols_angles(run, snapshot, pictures,
     row, = json.loads((tmp_path / 'poses.json').read_text())
     assert [row[name] for name in ('x_min', 'y_min', 'x_max', 'y_max')
             ] == list(box)
-    crop = datasets.protocol_crop(Image.open(pictures / '2.png'), box, SIZE)
-    model, _ = demo.load(snapshot)
+    crop = protocol_crop(Image.open(pictures / '2.png'), box, SIZE)
+    model = load_network(snapshot, ShuffleNet)[0].eval()
     with torch.no_grad():
         expected = decode(model(normalize(torch.from_numpy(
             np.array(crop)).permute(2, 0, 1)[None])))[0]
-    np.testing.assert_allclose([row[axis] for axis in ('yaw', 'pitch',
-                                                       'roll')],
-                               expected, atol=0.011)
-
-
-@given(st.integers(64, 900), st.integers(64, 900))
-def test_a_whole_picture_is_the_crop(width, height):
-    box, = demo.whole_box(width, height)
-    assert datasets.expand_box(box, datasets.PROTOCOL_K,
-                               datasets.PROTOCOL_SIDE) == (0, 0, width, height)
+    np.testing.assert_allclose([row[axis] for axis in AXES], expected,
+                               atol=0.011)
 
 
 def test_the_angles_of_a_whole_picture_stand_inside_it():
     image = np.full((300, 300, 3), 90, np.uint8)
-    drawn = demo.draw(image, demo.Heads(demo.whole_box(300, 300),
-                                        np.array([[80., 0, 0]])), False)
+    heads = demo.Heads(whole_box(300, 300), np.array([[80., 0, 0]]))
+    drawn = demo.draw_heads(image, heads)
     assert (drawn[0] == 90).all()  # nothing is cut off at the top
     assert (drawn[:40] > 200).all(2).any()  # the digits, in white
 
@@ -165,9 +146,9 @@ def test_an_interrupted_demo_keeps_what_is_done(run, snapshot, pictures,
     def interrupt(path, *args):
         if path.endswith('4.png'):
             raise KeyboardInterrupt
-        return do_picture(path, *args)
-    do_picture = demo.do_picture
-    monkeypatch.setattr(demo, 'do_picture', interrupt)
+        return draw_picture(path, *args)
+    draw_picture = demo.draw_picture
+    monkeypatch.setattr(demo, 'draw_picture', interrupt)
     status, _, err = run(pictures, '--whole', '--snapshot', snapshot,
                          '--output', tmp_path / 'out')
     assert status == 130 and err == 'Interrupted.\n'
@@ -209,23 +190,6 @@ def test_an_input_is_never_overwritten(run, snapshot, pictures):
     assert source.read_bytes() == before and (pictures / 'x_2.jpg').is_file()
 
 
-def test_yunets_boxes_become_the_landmarks(monkeypatch, tmp_path):
-    class Detector:
-        """Finds one face, as YuNet describes it: 15 numbers."""
-
-        def setInputSize(self, size):
-            assert size == (300, 200)
-
-        def detect(self, image):
-            return 1, np.array([[50, 20, 100, 150, *range(11)]], np.float32)
-
-    monkeypatch.setattr(cv2.FaceDetectorYN, 'create', lambda *_: Detector())
-    (tmp_path / 'yunet.onnx').write_bytes(b'any')
-    detector = demo.YuNet(str(tmp_path / 'yunet.onnx'))
-    box, = detector(np.zeros((200, 300, 3), np.uint8))
-    np.testing.assert_allclose(box, [52, 56, 148, 170])
-
-
 def test_an_opencv_without_cascades_is_said(run, snapshot, pictures,
                                             monkeypatch):
     monkeypatch.delattr(cv2, 'CascadeClassifier')
@@ -234,7 +198,7 @@ def test_an_opencv_without_cascades_is_said(run, snapshot, pictures,
 
 
 @pytest.mark.parametrize('options, message', [
-    ([], 'give pictures'), (['x.jpg', '--box', '1,2,3'], 'x_min'),
+    ([], 'INPUT'), (['x.jpg', '--box', '1,2,3'], 'x_min'),
     (['x.jpg', '--box', '5,5,1,9'], 'x_min'),
     (['x.jpg', '--smooth', '1'], 'at most 0.99')])
 def test_wrong_usage(run, options, message):
@@ -258,8 +222,8 @@ def test_what_is_missing_is_said(run, snapshot, pictures, tmp_path):
 def test_either_network_comes_from_its_file(tmp_path):
     for model in (AttNet('none'), AttNet(), ShuffleNet(1.5)):
         torch.save(model.state_dict(), tmp_path / 'x.pkl')
-        loaded, size = demo.load(tmp_path / 'x.pkl')
-        assert type(loaded) is type(model) and size == 224
+        loaded, content = load_network(tmp_path / 'x.pkl', AttNet, ShuffleNet)
+        assert type(loaded) is type(model) and trained_size(content) == 224
         assert loaded.config == model.config
 
 
@@ -275,7 +239,7 @@ def frames(pictures):
 def test_video_keeps_rate_size_and_every_frame(run, snapshot, frames,
                                                tmp_path, monkeypatch):
     # The cascades do not take rendered heads for faces.
-    monkeypatch.setattr(demo.Cascades, '__call__', lambda _, image: np.array(
+    monkeypatch.setattr(Cascades, '__call__', lambda _, image: np.array(
         [[120.0, 110, 320, 330], [5, 5, 60, 70]])[:2 if image.any() else 0])
     source = write_video(tmp_path / 'clip.avi', frames)
     status, out, err = run(source, '--snapshot', snapshot, '--output',
@@ -309,27 +273,12 @@ def test_a_missing_camera_is_said(run, snapshot, tmp_path):
     assert status == 1 and 'camera 97: there is none' in err
 
 
-def test_smoothing_follows_each_face():
-    smooth = demo.Smoother(0.5)
-    boxes = np.array([[0.0, 0, 100, 100], [200, 0, 300, 100]])
-    smooth(demo.Heads(boxes, np.array([[0.0, 0, 0], [40, 0, 0]])))
-    heads = smooth(demo.Heads(boxes[::-1] + 5, np.array([[60.0, 0, 0],
-                                                         [10, 0, 0]])))
-    np.testing.assert_allclose(heads.angles[:, 0], [50, 5])
-    heads = smooth(demo.Heads(boxes + 1000, np.array([[9.0, 9, 9]] * 2)))
-    np.testing.assert_allclose(heads.angles, 9)  # new faces, no memory
-
-
 # ---------------------------------------------------------------- real faces
 
-def third_party(real):
-    """Returns the path of the third party's checkpoint."""
-    return real[0].parent / 'weights' / 'hopenet_lite_shufflenetv2.pkl'
-
-
-def test_real_faces_are_found_and_their_angles_right(real, run, tmp_path):
+def test_real_faces_are_found_and_their_angles_right(real, third_party, run,
+                                                     tmp_path):
     folder = real[0] / 'AFLW2000'
-    status, _, err = run(folder, '--snapshot', third_party(real), '--output',
+    status, _, err = run(folder, '--snapshot', third_party, '--output',
                          tmp_path)
     assert status == 0, err
     table = rows(tmp_path)
@@ -342,30 +291,30 @@ def test_real_faces_are_found_and_their_angles_right(real, run, tmp_path):
         box = [float(row[key] or 'nan') for key in demo.FIELDS[3:7]]
         if box[0] < middle[0] < box[2] and box[1] < middle[1] < box[3]:
             found.add(row['file'])
-            errors.append(np.abs(angles - [float(row[axis]) for axis in (
-                'yaw', 'pitch', 'roll')]))
+            errors.append(np.abs(angles - [float(row[axis])
+                                           for axis in AXES]))
     assert len(found) >= 28
     assert len(table) - len(found) <= 5  # boxes that hold no known face
     assert np.median(errors) < 5
 
 
-def test_several_faces_in_one_picture(real, run, tmp_path):
+def test_several_faces_in_one_picture(real, third_party, run, tmp_path):
     image = np.hstack([cv2.imread(str(real[0] / 'AFLW2000' / name))
                        for name in ('image00013.jpg', 'image00050.jpg')])
     cv2.imwrite(str(tmp_path / 'two.jpg'), image)
-    status, out, err = run(tmp_path / 'two.jpg', '--snapshot',
-                           third_party(real), '--output', tmp_path / 'out')
+    status, out, err = run(tmp_path / 'two.jpg', '--snapshot', third_party,
+                           '--output', tmp_path / 'out')
     assert status == 0, err
     table = rows(tmp_path / 'out')
     assert [row['face'] for row in table] == ['0', '1']
     assert out.count('two.jpg: yaw') == 2
 
 
-def test_a_video_of_real_faces(real, run, tmp_path):
+def test_a_video_of_real_faces(real, third_party, run, tmp_path):
     frames = [cv2.imread(str(real[0] / 'AFLW2000' / f'image000{n}.jpg'))
               for n in (13, 14, 19, 28)]
     source = write_video(tmp_path / 'faces.avi', frames)
-    status, _, err = run(source, '--snapshot', third_party(real), '--smooth',
+    status, _, err = run(source, '--snapshot', third_party, '--smooth',
                          0.3, '--output', tmp_path / 'out')
     assert status == 0, err
     assert read_video(tmp_path / 'out' / 'faces.mp4')[0] == 4
@@ -389,78 +338,3 @@ def test_drawn_axes_agree_with_the_landmarks(real):
         assert cosine > np.cos(np.radians(30)), path.name
         checked += 1
     assert checked > 10
-
-
-# ------------------------------------------------------------------- export
-
-@pytest.mark.parametrize('raw', [False, True])
-def test_pt2_gives_the_same_angles_for_any_batch(run, snapshot, tmp_path,
-                                                 raw):
-    path = tmp_path / 'x.pt2'
-    status, out, err = run('--snapshot', snapshot, '--export', path,
-                           *['--export_raw'] * raw)
-    assert status == 0, err
-    assert 'uint8' in out if raw else 'ImageNet' in out
-    program = torch.export.load(path).module()
-    model, size = demo.load(snapshot)
-    for count in (1, 5):
-        pixels = torch.randint(256, (count, size, size, 3),
-                               dtype=torch.uint8)
-        images = normalize(pixels.permute(0, 3, 1, 2))
-        with torch.no_grad():
-            _, angles = program(pixels if raw else images)
-            expected = decode(model(images))
-        torch.testing.assert_close(angles, expected, atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize('extension', ['.onnx', '.pt2'])
-def test_the_network_with_attention_is_exported(run, tmp_path, extension):
-    model = AttNet().eval()
-    torch.save(model.state_dict(), tmp_path / 'x.pkl')
-    status, out, err = run('--snapshot', tmp_path / 'x.pkl', '--export',
-                           tmp_path / f'x{extension}')
-    assert status == 0, err
-    images = torch.rand(5, 3, 224, 224)
-    if extension == '.onnx':
-        session = onnxruntime.InferenceSession(tmp_path / 'x.onnx')
-        angles = torch.from_numpy(
-            session.run(['angles'], {'images': images.numpy()})[0])
-    else:
-        angles = torch.export.load(tmp_path / 'x.pt2').module()(images)[1]
-    with torch.no_grad():
-        expected = decode(model(images))
-    torch.testing.assert_close(angles, expected, atol=1e-3, rtol=0)
-
-
-def test_onnx_has_the_third_partys_known_error(real, run, tmp_path):
-    folder, lists = real
-    path = tmp_path / 'x.onnx'
-    status, out, err = run('--snapshot', third_party(real), '--export', path,
-                           '--export_raw')
-    assert status == 0, err
-    session = onnxruntime.InferenceSession(path)
-    errors = []
-    annotations = datasets.read_annotations(folder / 'AFLW2000',
-                                            lists['AFLW2000'])
-    items = datasets.PoseDataset(folder / 'AFLW2000', annotations)
-    for index in range(len(items)):
-        image, angles, _ = items[0, index]
-        predicted, = session.run(['angles'], {
-            'images': image[None]})
-        errors.append(np.abs(predicted[0] - angles))
-    assert np.mean(errors) == pytest.approx(3.745, abs=0.005)
-
-
-def test_export_says_what_to_install(run, snapshot, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'onnxscript', None)
-    monkeypatch.setitem(sys.modules, 'onnx', None)
-    status, _, err = run('--snapshot', snapshot, '--export',
-                         tmp_path / 'x.onnx')
-    assert status == 1 and 'pip install onnx onnxruntime onnxscript' in err
-    assert os.listdir(tmp_path) == []
-
-
-def test_export_by_another_name_is_refused(run, snapshot, tmp_path):
-    status, _, err = run('--snapshot', snapshot, '--export',
-                         tmp_path / 'x.tflite')
-    assert status == 1 and '.onnx, .pt2' in err
