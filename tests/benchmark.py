@@ -117,12 +117,12 @@ def input_pipeline(data, filename_list, options):
     annotations = datasets.read_annotations(data, filename_list)
     count = 64 if options.quick else 1024
     indices = [i % len(annotations.names) for i in range(count)]
-    dataset = datasets.PoseDataset(data, annotations, 224, augment=True)
+    dataset = loaders.PoseDataset(data, annotations, 224, augment=True)
     old = torch.utils.data.Subset(
         original.TrainingSet(data, annotations.names), indices)
     workers = [n for n in (0, 1, 2, 4, 8, 16) if n <= os.cpu_count()]
     for number in workers[:2] if options.quick else workers:
-        ours = datasets.make_loader(dataset, datasets.Batches(indices, 32),
+        ours = loaders.make_loader(dataset, loaders.Batches(indices, 32),
                                     number)
         theirs = DataLoader(old, 32, num_workers=number,
                             persistent_workers=number > 0)
@@ -213,11 +213,11 @@ def epochs(data, filename_list, options):
                                        memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(model.parameter_groups(1e-5),
                                       fused=True)
-        batches = datasets.Batches(
+        batches = loaders.Batches(
             [i % len(annotations.names) for i in range(count)],
             run_options.batch_size)
-        loader = datasets.make_loader(
-            datasets.PoseDataset(data, annotations, options.size, True),
+        loader = loaders.make_loader(
+            loaders.PoseDataset(data, annotations, options.size, True),
             batches, run_options.workers, run_options.pin_memory)
         memory = InMemory(loader)
 

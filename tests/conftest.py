@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import datasets
-import demo
 import utils
-from options import command, parse, training_parser
+from datasets import DataError
+from detect import InputError
 from tests import sample_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,14 +34,6 @@ def run_script(script, *options, **environment):
         [sys.executable, ROOT / script, *map(str, options)],
         capture_output=True, text=True, cwd=ROOT, timeout=600,
         env={**os.environ, **environment})
-
-
-def engine_options(*options):
-    """Returns the options of a training on the CPU."""
-    parser = training_parser('', 'unused.pkl')
-    return utils.start(parser, parse(
-        parser, ['--gpu', '-1', '--workers', '0', *map(str, options)],
-        datasets.DATASETS))
 
 
 @pytest.fixture(scope='session')
@@ -76,8 +67,9 @@ def run(capsys):
     def call(script, *options):
         capsys.readouterr()
         try:
-            status = command(lambda: script.main([str(o) for o in options]),
-                             datasets.DataError, demo.InputError)
+            status = utils.run_script(
+                lambda: script.main([str(o) for o in options]), DataError,
+                InputError)
         except SystemExit as stop:  # argparse
             status = stop.code
         printed = capsys.readouterr()

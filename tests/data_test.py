@@ -13,8 +13,12 @@ from PIL import Image
 from torchvision import transforms
 
 import datasets
+import loaders
+import pose
+import transforms
 from datasets import DataError
-from hopenet import normalize, rotation_matrix
+from hopenet import normalize
+from pose import rotation_matrix
 from tests import original, sample_data
 
 COORDINATE = st.floats(-500, 900)
@@ -91,7 +95,7 @@ def test_landmarks_without_a_box_are_refused(pt2d):
 
 def test_the_range_is_the_bins():
     import hopenet
-    assert datasets.MAX_ANGLE == -hopenet.MIN_ANGLE == (
+    assert pose.MAX_ANGLE == -hopenet.MIN_ANGLE == (
         hopenet.MIN_ANGLE + hopenet.NUM_BINS * hopenet.BIN_WIDTH)
 
 
@@ -104,7 +108,7 @@ boxes = st.tuples(COORDINATE, COORDINATE, st.floats(8, 500),
 
 @given(boxes, st.floats(0.2, 0.4), st.sampled_from([0.6, 2.0]))
 def test_margins_are_the_published(box, k, side):
-    assert datasets.expand_box(box, k, side) == original.margins(
+    assert transforms.expand_box(box, k, side) == original.margins(
         box, k, side)
 
 
@@ -125,14 +129,14 @@ def test_the_protocol_crop_is_the_published_pipeline(box, size):
         transforms.ToTensor(),
         transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
     expected = published(image.crop(original.margins(box, 0.2, 2)))
-    ours = np.array(datasets.protocol_crop(image, box, size))
+    ours = np.array(transforms.protocol_crop(image, box, size))
     ours = normalize(torch.from_numpy(ours).permute(2, 0, 1)[None])[0]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
 def grey_levels_apart(image, box, draws, size=224, ours=None):
     """Mean difference of the fast crop from Pillow's, inside the image."""
-    ours, flipped = datasets.training_crop(
+    ours, flipped = transforms.training_crop(
         np.asarray(image) if ours is None else ours, box, draws, size)
     theirs, flip = original.training_crop(image, box, draws, size)
     assert flipped == flip
@@ -196,7 +200,7 @@ OTHER = st.floats(-99, 99)
 @given(YAW, OTHER, OTHER, st.floats(-90, 90))
 def test_a_turned_heads_angles_are_the_rotation_matrixs(yaw, pitch, roll,
                                                         degrees):
-    new = datasets.turned(np.array([yaw, pitch, roll]), degrees)
+    new = pose.turned(np.array([yaw, pitch, roll]), degrees)
     np.testing.assert_allclose(
         rotation_matrix(new),
         in_plane(degrees) @ rotation_matrix([yaw, pitch, roll]), atol=1e-6)
@@ -205,8 +209,8 @@ def test_a_turned_heads_angles_are_the_rotation_matrixs(yaw, pitch, roll,
 def test_a_small_turn_is_near_whatever_the_yaw():
     for yaw in (-94.0, -80, 0, 80, 94):
         angles = np.array([yaw, 5, -8])
-        assert np.abs(datasets.turned(angles, 1e-3) - angles).max() < 0.1
-    np.testing.assert_allclose(datasets.turned(np.zeros(3), 20), [0, 0, 20],
+        assert np.abs(pose.turned(angles, 1e-3) - angles).max() < 0.1
+    np.testing.assert_allclose(pose.turned(np.zeros(3), 20), [0, 0, 20],
                                atol=1e-9)
 
 
@@ -221,7 +225,7 @@ def test_real_heads_turned_by_hand_have_the_turned_angles(real):
             # The fit's own error, some 2 degrees, turns with the head.
             error = before @ rotation_matrix(angles).T
             expected = (in_plane(degrees) @ error @ in_plane(-degrees)
-                        @ rotation_matrix(datasets.turned(angles, degrees)))
+                        @ rotation_matrix(pose.turned(angles, degrees)))
             np.testing.assert_allclose(fitted, expected, atol=1e-6)
 
 
@@ -230,9 +234,9 @@ def test_real_heads_turned_by_hand_have_the_turned_angles(real):
 def test_a_turned_crop_is_the_crop_of_a_turned_picture(size, flip):
     image = noise_image(450, 450)
     box, draws = (150, 140, 290, 300), np.array([0.4, 0.5, 0.5, flip, 1])
-    turned, _ = datasets.training_crop(np.asarray(image), box, draws, size,
+    turned, _ = transforms.training_crop(np.asarray(image), box, draws, size,
                                        30.0)
-    straight, _ = datasets.training_crop(np.asarray(image), box, draws, size)
+    straight, _ = transforms.training_crop(np.asarray(image), box, draws, size)
     by_hand = Image.fromarray(straight).rotate(-30, Image.Resampling.BILINEAR)
     row, column = np.mgrid[:size, :size] - (size - 1) / 2
     inside = np.hypot(row, column) < size * 0.45
@@ -246,10 +250,10 @@ def test_a_turned_crop_is_the_crop_of_a_turned_picture(size, flip):
 
 def test_more_augmentation_is_off_by_default_and_labels_follow(sample,
                                                                annotations):
-    plain = datasets.PoseDataset(sample / '300W_LP', annotations, 64, True)
-    more = datasets.PoseDataset(
+    plain = loaders.PoseDataset(sample / '300W_LP', annotations, 64, True)
+    more = loaders.PoseDataset(
         sample / '300W_LP', annotations, 64, True,
-        more=datasets.Augmentation(30, 0.2, 0.3, 1.0))
+        more=transforms.Augmentation(30, 0.2, 0.3, 1.0))
     turns = []
     for index in range(24):
         (image, angles, _), (other, new, _) = plain[0, index], more[0, index]
@@ -260,14 +264,14 @@ def test_more_augmentation_is_off_by_default_and_labels_follow(sample,
             turns.append(index)
         else:  # it would have been out of range
             assert (new == angles).all()
-        assert datasets.beyond_range(new) is None
+        assert pose.beyond_range(new) is None
     assert len(turns) > 12
 
 
 @given(boxes, st.floats(0, 0.5), st.tuples(*[st.floats(0, 1)] * 3))
 def test_a_jittered_box_is_near_the_box(box, amount, draws):
     size = np.array([box[2] - box[0], box[3] - box[1]])
-    new = datasets.jittered(box, amount, draws)
+    new = transforms.jittered(box, amount, draws)
     grown = (new[2:] - new[:2]) / size
     moved = np.abs((new[2:] + new[:2]) / 2 - np.add(box[2:], box[:2]) / 2)
     assert (np.abs(grown - 1) <= amount + 1e-9).all()
@@ -276,14 +280,14 @@ def test_a_jittered_box_is_near_the_box(box, amount, draws):
 
 def test_colours_and_detail():
     image = np.asarray(noise_image(64, 48))
-    same = datasets.recolored(image, 0.5, np.full(3, 0.5))
+    same = transforms.recolored(image, 0.5, np.full(3, 0.5))
     np.testing.assert_array_equal(same, image)
-    bright = datasets.recolored(image, 0.5, np.array([1, 0.5, 0.5]))
+    bright = transforms.recolored(image, 0.5, np.array([1, 0.5, 0.5]))
     assert bright.mean() > image.mean() * 1.2
-    grey = datasets.recolored(image, 1, np.array([0.5, 0.5, 0]))
+    grey = transforms.recolored(image, 1, np.array([0.5, 0.5, 0]))
     assert np.ptp(grey.astype(int), axis=2).max() <= 1
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    coarse = datasets.coarsened(noise, 1.0)
+    coarse = transforms.coarsened(noise, 1.0)
     assert coarse.shape == noise.shape and coarse.std() < noise.std() / 2
 
 
@@ -301,7 +305,7 @@ def test_every_real_pair_is_read(real):
         annotations = datasets.read_annotations(folder / dataset,
                                                 lists[dataset])
         assert len(annotations.names) == count
-        items = datasets.PoseDataset(folder / dataset, annotations)
+        items = loaders.PoseDataset(folder / dataset, annotations)
         for index in range(count):
             image, angles, _ = items[0, index]
             assert image.shape == (224, 224, 3) and image.std() > 5
@@ -314,11 +318,11 @@ def test_every_real_pair_is_read(real):
 def test_augmentation_depends_on_seed_epoch_and_index_alone(sample,
                                                             annotations):
     def crops(seed, epoch, workers, order):
-        items = datasets.PoseDataset(sample / '300W_LP', annotations, 64,
+        items = loaders.PoseDataset(sample / '300W_LP', annotations, 64,
                                      True, seed)
-        batches = datasets.Batches(order, 5)
+        batches = loaders.Batches(order, 5)
         batches.epoch = epoch
-        loader = datasets.make_loader(items, batches, workers)
+        loader = loaders.make_loader(items, batches, workers)
         images, angles, indices = zip(*loader)
         back = np.concatenate(indices).argsort()
         return torch.cat(images)[back], np.concatenate(angles)[back]
@@ -332,7 +336,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(sample,
 
 
 def test_a_flip_negates_yaw_and_roll(sample, annotations):
-    items = datasets.PoseDataset(sample / '300W_LP', annotations, 64, True)
+    items = loaders.PoseDataset(sample / '300W_LP', annotations, 64, True)
     signs = {True: [], False: []}
     for epoch in range(4):
         for index in range(24):
@@ -350,7 +354,7 @@ def test_a_flip_negates_yaw_and_roll(sample, annotations):
 
 
 def test_validation_is_never_augmented(sample, annotations):
-    items = datasets.PoseDataset(sample / '300W_LP', annotations, 64)
+    items = loaders.PoseDataset(sample / '300W_LP', annotations, 64)
     assert all((items[1, index][0] == items[2, index][0]).all()
                for index in range(24))
 
@@ -361,7 +365,7 @@ def test_images_are_rgb(tmp_path):
     annotations = datasets.Annotations(
         ['x'], np.zeros((1, 3), np.float32), np.array([[100., 100, 200, 200]]))
     for augment in (False, True):
-        items = datasets.PoseDataset(tmp_path, annotations, 64, augment)
+        items = loaders.PoseDataset(tmp_path, annotations, 64, augment)
         red, _, blue = items[0, 0][0].transpose(2, 0, 1)
         assert blue.min() > 250 > 5 > red.max()
 
@@ -370,7 +374,7 @@ def test_images_are_rgb(tmp_path):
 
 @given(st.integers(1, 50), st.integers(1, 60), st.booleans())
 def test_each_image_is_in_one_batch(count, batch_size, shuffle):
-    batches = datasets.Batches(range(count), batch_size, shuffle)
+    batches = loaders.Batches(range(count), batch_size, shuffle)
     listed = [key for batch in batches for key in batch]
     assert sorted(listed) == [(0, index) for index in range(count)]
     assert len(list(batches)) == len(batches)
@@ -378,7 +382,7 @@ def test_each_image_is_in_one_batch(count, batch_size, shuffle):
 
 def test_the_order_changes_with_epoch_and_seed():
     def order(epoch, seed):
-        batches = datasets.Batches(range(50), 50, True, seed)
+        batches = loaders.Batches(range(50), 50, True, seed)
         batches.epoch = epoch
         return [index for _, index in next(iter(batches))]
     assert order(1, 0) == order(1, 0)
@@ -398,27 +402,27 @@ def test_photographs(name, expected):
 def test_the_split_keeps_photographs_whole(photographs, renderings, seed):
     names = [f'AFW/AFW_{photo}_1_{rendering}' for photo in range(photographs)
              for rendering in range(renderings)]
-    training, validation = datasets.split(names, seed=seed)
+    training, validation = loaders.split_names(names, seed=seed)
     assert sorted(training + validation) == list(range(len(names)))
     sides = [{datasets.photograph(names[i]) for i in side}
              for side in (training, validation)]
     assert sides[0] and sides[1] and not sides[0] & sides[1]
     assert len(validation) < 0.1 * len(names) + renderings
-    assert datasets.split(names, seed=seed) == (training, validation)
+    assert loaders.split_names(names, seed=seed) == (training, validation)
 
 
 def test_the_documents_split_is_by_image():
     names = [f'AFW/AFW_{i // 10}_1_{i % 10}' for i in range(200)]
-    training, validation = datasets.split(names, 'image')
+    training, validation = loaders.split_names(names, 'image')
     assert len(training) == 180 and len(validation) == 20
-    assert validation != datasets.split(names, 'image', seed=1)[1]
+    assert validation != loaders.split_names(names, 'image', seed=1)[1]
 
 
 def test_one_photograph_cannot_be_split():
     names = ['AFW/AFW_1_1_0', 'AFW/AFW_1_1_1']
     with pytest.raises(DataError, match='--split image'):
-        datasets.split(names)
-    assert datasets.split(names, 'image') in (([0], [1]), ([1], [0]))
+        loaders.split_names(names)
+    assert loaders.split_names(names, 'image') in (([0], [1]), ([1], [0]))
 
 
 # ------------------------------------------------------------ the renderer
@@ -506,7 +510,7 @@ def test_a_listed_image_must_be_there(broken):
 def test_a_truncated_image_is_named(broken, augment):
     path = broken / 'image00004.jpg'
     path.write_bytes(path.read_bytes()[:9000])
-    items = datasets.PoseDataset(broken, read(broken), 64, augment)
+    items = loaders.PoseDataset(broken, read(broken), 64, augment)
     index = items.annotations.names.index('image00004')
     with pytest.raises(DataError, match='image00004.jpg: cannot be read'):
         items[0, index]

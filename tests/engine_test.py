@@ -1,4 +1,5 @@
 """Training, testing and checkpoints, by what a user of the scripts sees."""
+import concurrent.futures
 import functools
 import os
 import pickle
@@ -13,15 +14,17 @@ import pytest
 import torch
 
 import datasets
-import hopenet
+import engine
+import loaders
 import test_attnet
 import test_shufflenet
 import train_attnet
 import train_shufflenet
 import utils
 from hopenet import AttNet, WeightsError
+from pose import AXES
 from shufflenet import ShuffleNet
-from tests.conftest import SIZE, TEST_LINE, engine_options
+from tests.conftest import SIZE, TEST_LINE
 
 
 @pytest.fixture(scope='session')
@@ -64,10 +67,10 @@ def test_training_leaves_best_last_log_and_curves(trained):
 def test_a_checkpoint_gives_the_error_that_the_log_says(trained, sample):
     model, content = utils.load_network(trained / 'shufflenet.pkl',
                                         ShuffleNet)
-    options = engine_options('--data_dir', sample / '300W_LP',
-                             '--image_size', SIZE)
-    _, validation = datasets.training_loaders(options)
-    result = utils.evaluate(model, validation, options, options.alpha)
+    _, validation = loaders.training_loaders(
+        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt',
+        image_size=SIZE)
+    result = engine.evaluate(model, validation)
     assert result.errors.mean() == pytest.approx(
         content['validation']['mae'], abs=1e-4)
     assert result.loss == pytest.approx(content['validation']['val_loss'],
@@ -101,19 +104,18 @@ def test_eight_images_are_learnt_by_heart(request, sample):
     folder, filename_list = pairs_to_overfit(request, sample)
     annotations = datasets.read_annotations(folder, filename_list)
     chosen = np.linspace(0, len(annotations.names) - 1, 8).astype(int)
-    loader = datasets.make_loader(
-        datasets.PoseDataset(folder, annotations, SIZE),
-        datasets.Batches(chosen, 8))
+    loader = loaders.make_loader(
+        loaders.PoseDataset(folder, annotations, SIZE),
+        loaders.Batches(chosen, 8))
     torch.manual_seed(0)
     model = ShuffleNet()
     optimizer = torch.optim.Adam(model.parameter_groups(1e-3))
     # To 0 at the end: the running statistics then are those of the weights.
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 120)
-    options = engine_options('--alpha', 0.1)
     for epoch in range(120):
-        utils.train_epoch(model, loader, optimizer, options, epoch)
+        engine.train_epoch(model, loader, optimizer, alpha=0.1, epoch=epoch)
         scheduler.step()
-    result = utils.evaluate(model, loader, options)
+    result = engine.evaluate(model, loader)
     assert len(result.errors) == 8
     assert result.errors.mean() < 3
 
@@ -122,16 +124,38 @@ def test_batch_norms_are_live_again_after_validation(sample):
     model = ShuffleNet(0.5)
     annotations = datasets.read_annotations(
         sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt')
-    loader = datasets.make_loader(
-        datasets.PoseDataset(sample / '300W_LP', annotations, 32),
-        datasets.Batches(range(24), 24))
-    options = engine_options()
+    loader = loaders.make_loader(
+        loaders.PoseDataset(sample / '300W_LP', annotations, 32),
+        loaders.Batches(range(24), 24))
     optimizer = torch.optim.SGD(model.parameter_groups(0.0))
     for epoch in (1, 2):
         before = model.conv5[1].running_mean.clone()
-        utils.train_epoch(model, loader, optimizer, options, epoch)
+        engine.train_epoch(model, loader, optimizer, epoch=epoch)
         assert not torch.equal(before, model.conv5[1].running_mean)
-        utils.evaluate(model, loader, options)
+        engine.evaluate(model, loader)
+
+
+@pytest.mark.parametrize('in_a_thread', [False, True])
+def test_a_run_needs_no_command_line(sample, tmp_path, in_a_thread):
+    """As in a notebook, or in a server's thread: values, no parser."""
+    def train():
+        pair = loaders.training_loaders(
+            sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 8,
+            SIZE)
+        model = ShuffleNet(0.5)
+        optimizer = torch.optim.Adam(model.parameter_groups(1e-3))
+        scheduler = engine.one_cycle(optimizer, 2)
+        return model, pair, engine.fit(model, pair, optimizer, scheduler, 2,
+                                       str(tmp_path / 'net.pkl'))
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        model, (_, validation), log = (pool.submit(train).result()
+                                       if in_a_thread else train())
+    assert log.epoch.tolist() == [1, 2]
+    result = engine.evaluate(model, validation)
+    assert result.errors.mean() == pytest.approx(log.mae[1], abs=1e-4)
+    content = utils.read_checkpoint(tmp_path / 'net_last.pkl')
+    assert content['options'] == {} and content['epoch'] == 2
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(sample, run, tmp_path):
@@ -164,7 +188,7 @@ def test_every_option_of_the_recipe_trains(sample, run, tmp_path):
 def test_one_cycle_rises_for_a_tenth_and_falls_to_nearly_nothing():
     model = ShuffleNet(0.5)
     optimizer = torch.optim.AdamW(model.parameter_groups(0.001))
-    schedule = utils.one_cycle(optimizer, 30)
+    schedule = engine.one_cycle(optimizer, 30)
     rates = []
     for _ in range(30):
         rates.append([group['lr'] for group in optimizer.param_groups])
@@ -271,7 +295,7 @@ def test_the_test_line_table_and_files(trained, sample, run, tmp_path,
     assert table.columns.tolist() == ['name', 'yaw', 'pitch', 'roll',
                                       'yaw_true', 'pitch_true', 'roll_true']
     errors = [np.abs(table[axis] - table[axis + '_true']).mean()
-              for axis in hopenet.AXES]
+              for axis in AXES]
     assert [float(f) for f in figures] == pytest.approx(
         [*errors, np.mean(errors)], abs=2e-4)
     counts = [int(line.split()[1]) for line in out.splitlines()

@@ -12,14 +12,29 @@ import sys
 
 import torch
 
+import engine
 import train_shufflenet
-import utils
-from datasets import DATASETS, DataError, training_loaders
-from options import command, parse, training_parser
+from datasets import DataError
+from loaders import training_loaders
+from options import arguments, parse_training
 from shufflenet import ShuffleNet
+from utils import init_process, run_script
 
 
-def on_call(name, number, fault, module=utils):
+class OneBatch(list):
+    """A loader of one batch: images, angles."""
+
+    def __init__(self, images, angles, size=None):
+        super().__init__([(images, angles, None)])
+        self.batch_sampler = self
+        self.size = size or len(images)
+
+    def sizes(self):
+        """Returns the batch's size in all processes."""
+        return [self.size]
+
+
+def on_call(name, number, fault, module=engine):
     """Calls `fault` before the nth call of a function of a module."""
     original, calls = getattr(module, name), []
 
@@ -43,19 +58,20 @@ def die_half_written(_, path):
     die()
 
 
-def first_gradients(options):
+def first_gradients(argv):
     """Saves the gradients of the first training step."""
-    parser = training_parser('', 'x.pkl')
-    options = utils.start(parser, parse(parser, options, DATASETS))
+    options = parse_training('', 'shufflenet', argv)
+    options.device = init_process(options.gpu, options.seed)
+    loader, _ = training_loaders(**arguments(training_loaders, options))
     model = ShuffleNet(0.5)
-    utils.initial_weights(model, options)
-    loaders = training_loaders(options)
-    optimizer = torch.optim.SGD(model.parameter_groups(options.lr))
-    run = utils.Run(model, loaders, optimizer, None, options)
-    utils.set_train_mode(model, options, 1)
-    images, angles, _ = next(iter(loaders[0]))
-    utils.backward(run.forward, images, angles,
-                   loaders[0].batch_sampler.sizes()[0], options, run.scaler)
+    engine.initial_weights(model, **arguments(engine.initial_weights,
+                                              options))
+    wrapped = engine.wrap(model, options.device, True, compile=False)
+    images, angles, _ = next(iter(loader))
+    engine.train_epoch(
+        model, OneBatch(images, angles, loader.batch_sampler.sizes()[0]),
+        torch.optim.SGD(model.parameters(), 0.0),
+        accumulate=options.accumulate, wrapped=wrapped)
     if options.rank == 0:
         torch.save({name: parameter.grad for name, parameter
                     in model.named_parameters()}, options.output)
@@ -65,23 +81,25 @@ def main():
     """Sets the fault up and trains."""
     fault, *options = sys.argv[1:]
     rank = int(os.environ.get('RANK', 0))
-    steps = 3  # an epoch of the tests' runs
+    # Of the tests' runs: an epoch has 3 steps and a batch of validation, and
+    # each computes the loss once.  This is the second step of epoch 2.
+    step = 3 + 1 + 2
     if fault == 'gradients':
-        return command(lambda: first_gradients(options), DataError)
+        return run_script(lambda: first_gradients(options), DataError)
     if fault == 'step':
-        on_call('backward', steps + 2, die)
+        on_call('pose_loss', step, die)
     elif fault == 'validation':
         on_call('evaluate', 2, die)
     elif fault == 'write':
         # Of epoch 1 the best and the last; of epoch 2, the best or the last.
-        on_call('save', 3, lambda *_: on_call('save', 1, die_half_written,
-                                              torch))
+        on_call('save_checkpoint', 3,
+                lambda *_: on_call('save', 1, die_half_written, torch))
     elif fault == 'terminate':
-        on_call('backward', steps + 2,
+        on_call('pose_loss', step,
                 lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     elif fault == 'lose_rank_1' and rank == 1:
-        on_call('backward', steps + 2, die)
-    return command(lambda: train_shufflenet.main(options), DataError)
+        on_call('pose_loss', step, die)
+    return run_script(lambda: train_shufflenet.main(options), DataError)
 
 
 if __name__ == '__main__':

@@ -28,14 +28,11 @@ def copy(source, target):
 
 
 @pytest.fixture
-def generate(capsys):
+def generate(run):
     """Runs the script: returns status, stdout, stderr."""
     def call(dataset, folder, *options):
-        status = filename_generator.main(
-            ['--dataset', dataset, '--dataset_path', str(folder), '--workers',
-             '2', *map(str, options)])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
+        return run(filename_generator, '--dataset', dataset,
+                   '--dataset_path', folder, '--workers', 2, *options)
     return call
 
 
@@ -165,10 +162,10 @@ def test_an_unknown_data_set_lists_the_known(capsys):
     assert stop.value.code == 2 and '300W-LP' in capsys.readouterr().err
 
 
-def test_the_default_folder_is_the_documents(tmp_path, monkeypatch, capsys):
+def test_the_default_folder_is_the_documents(tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
-    assert filename_generator.main(['--dataset', 'AFLW2000']) == 1
-    assert 'data/AFLW2000: no such folder' in capsys.readouterr().err
+    status, _, err = run(filename_generator, '--dataset', 'AFLW2000')
+    assert status == 1 and 'data/AFLW2000: no such folder' in err
     sample_data.write_single(str(tmp_path / 'data' / 'AFLW2000'), 0)
-    assert filename_generator.main(['--dataset', 'AFLW2000']) == 0
+    assert run(filename_generator, '--dataset', 'AFLW2000')[0] == 0
     assert listed(tmp_path / 'data' / 'AFLW2000') == ['image00002']

@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from torchvision.models import resnet50, shufflenet_v2_x1_0
 
 import hopenet
+import pose
 import shufflenet
 from cbam import CBAM
 from hopenet import AttNet, WeightsError
@@ -175,7 +176,7 @@ def test_rotation_is_3ddfas(yaw, pitch, roll):
     upward = Rotation.from_euler('XYZ', [-pitch, -yaw, -roll],
                                  degrees=True).as_matrix()
     flip = np.diag([1, -1, 1])
-    np.testing.assert_allclose(hopenet.rotation_matrix([yaw, pitch, roll]),
+    np.testing.assert_allclose(pose.rotation_matrix([yaw, pitch, roll]),
                                flip @ upward @ flip, atol=1e-9)
 
 
@@ -185,14 +186,14 @@ def test_rotation_is_3ddfas(yaw, pitch, roll):
 @pytest.mark.parametrize('cube', [False, True])
 def test_the_drawn_nose_points_where_the_angles_say(angles, where, cube):
     image = np.zeros((200, 200, 3), np.uint8)
-    hopenet.draw_pose(image, angles, (100, 100), 60, cube)
+    pose.draw_pose(image, angles, (100, 100), 60, cube)
     # The nose's axis is blue; of a cube, the face's side is green.
     face = np.argwhere(image[..., 1 if cube else 0] > 128).mean(0)[::-1] - 100
     assert face @ where > 10 and abs(face @ where[::-1]) < 5
 
 
 def test_roll_is_clockwise():
-    down = hopenet.rotation_matrix([0, 0, 30])[:, 1]
+    down = pose.rotation_matrix([0, 0, 30])[:, 1]
     assert down[0] < 0 < down[1]  # the chin goes left
 
 
@@ -282,7 +283,7 @@ def test_inference_is_the_plain_networks_within_a_thousandth_of_a_degree(
     model = make().train()
     for _ in range(2):  # statistics other than those of a fresh network
         model(torch.randn(4, 3, 64, 64))
-    fast = hopenet.for_inference(model, 96)
+    fast = hopenet.for_inference(model)
     for size in (96, 64):  # also of another than it was made for
         images = torch.randn(3, 3, size, size)
         with torch.inference_mode():

@@ -7,7 +7,7 @@ import sys
 import cv2
 import numpy as np
 
-from hopenet import AXES, draw_pose
+from pose import AXES, draw_pose
 from tests import sample_data
 
 

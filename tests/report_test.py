@@ -1,4 +1,4 @@
-"""--report and --compare, by what a user of test_*.py sees."""
+"""--report and report.py, by what a user sees."""
 import base64
 import io
 import json
@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-import hopenet
-import test_attnet
+import pose
+import report
 import test_shufflenet
-import utils
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, TEST_LINE
 
@@ -75,7 +74,7 @@ def named(sample, tmp_path):
 
 
 def written(path, names, predicted, true, landmarks='visible'):
-    """Writes what --compare needs of a report; returns its path."""
+    """Writes what `compare` needs of a report; returns its path."""
     path.write_text(json.dumps({
         'protocol': {'landmarks': landmarks, 'image_size': 224},
         'rows': [{'name': name, 'predicted': list(p), 'true': list(t)}
@@ -119,10 +118,10 @@ def check_numbers(report, out):
     count, *figures = TEST_LINE.search(out).groups()
     assert len(report['rows']) == report['protocol']['images'] == int(count)
     assert [f"{report['axes'][axis]['error']:.4f}" for axis
-            in (*hopenet.AXES, 'MAE')] == figures
+            in (*pose.AXES, 'MAE')] == figures
     predicted, true = (np.array([row[key] for row in report['rows']])
                        for key in ('predicted', 'true'))
-    for column, axis in enumerate(hopenet.AXES):
+    for column, axis in enumerate(pose.AXES):
         found = report['axes'][axis]
         difference = (predicted - true)[:, column]
         assert found['bias'] == pytest.approx(difference.mean())
@@ -150,13 +149,13 @@ def test_a_report_of_the_whole_sample(sample, run, tmp_path):
     assert status == 0, err
     assert sorted(path.name for path in folder.iterdir()) == [
         'report.html', 'report.json']
-    report = strict(folder / 'report.json')
-    check_numbers(report, out)
-    page = check_page(folder / 'report.html', report)
+    numbers = strict(folder / 'report.json')
+    check_numbers(numbers, out)
+    page = check_page(folder / 'report.html', numbers)
     assert 'a bare state dict: no provenance' in page.text
-    assert report['protocol']['landmarks'] == 'raw'
-    assert report['protocol']['image_size'] == SIZE
-    assert len(report['protocol']['sha256']) == 16
+    assert numbers['protocol']['landmarks'] == 'raw'
+    assert numbers['protocol']['image_size'] == SIZE
+    assert len(numbers['protocol']['sha256']) == 16
 
 
 @pytest.mark.filterwarnings('error')
@@ -166,12 +165,12 @@ def test_a_report_of_one_image_has_no_interval(named, run, tmp_path):
             tmp_path / 'x.pkl', provenance={'commit': '<i>abc'},
             validation={'mae': float('nan')})))
     assert status == 0, err
-    report = strict(tmp_path / 'report.json')
-    check_numbers(report, out)
-    page = check_page(tmp_path / 'report.html', report)
-    assert report['rows'][0]['name'] == NASTY
-    assert report['axes']['MAE']['low'] is None
-    assert report['provenance'] == {'commit': '<i>abc'}
+    numbers = strict(tmp_path / 'report.json')
+    check_numbers(numbers, out)
+    page = check_page(tmp_path / 'report.html', numbers)
+    assert numbers['rows'][0]['name'] == NASTY
+    assert numbers['axes']['MAE']['low'] is None
+    assert numbers['provenance'] == {'commit': '<i>abc'}
     assert '<i>abc' in page.text and not page.tags & {'b', 'i'}
 
 
@@ -206,12 +205,12 @@ def test_third_party_weights_are_reported_with_their_error(real, run,
         folder.parent / 'weights' / 'hopenet_lite_shufflenetv2.pkl',
         '--report', tmp_path)
     assert status == 0, err
-    report = strict(tmp_path / 'report.json')
-    check_numbers(report, out)
-    check_page(tmp_path / 'report.html', report)
-    assert report['axes']['MAE']['error'] == pytest.approx(3.75, abs=0.05)
+    numbers = strict(tmp_path / 'report.json')
+    check_numbers(numbers, out)
+    check_page(tmp_path / 'report.html', numbers)
+    assert numbers['axes']['MAE']['error'] == pytest.approx(3.75, abs=0.05)
     # Wrong signs of an axis, or a wrong order, would at least double it.
-    assert 3.75 < report['rotation']['geodesic_mean'] < 7.5
+    assert 3.75 < numbers['rotation']['geodesic_mean'] < 7.5
 
 
 @pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium here')
@@ -240,9 +239,9 @@ def test_rotation_errors_are_scipys():
     predicted, true = synthetic(seed=1)[1], synthetic(seed=2)[1]
     predicted[0] = true[0]
     predicted[1] = true[1] + [0, 0, 1e-5]
-    geodesic, vectors = utils.rotation_errors(predicted, true)
-    turn = (Rotation.from_matrix(hopenet.rotation_matrix(predicted)).inv()
-            * Rotation.from_matrix(hopenet.rotation_matrix(true)))
+    geodesic, vectors = pose.rotation_errors(predicted, true)
+    turn = (Rotation.from_matrix(pose.rotation_matrix(predicted)).inv()
+            * Rotation.from_matrix(pose.rotation_matrix(true)))
     np.testing.assert_allclose(geodesic, np.degrees(turn.magnitude()),
                                rtol=1e-6, atol=1e-9)
     cosines = np.diagonal(turn.as_matrix(), axis1=1, axis2=2)
@@ -251,7 +250,7 @@ def test_rotation_errors_are_scipys():
 
 
 def test_a_roll_turns_all_but_the_vector_out_of_the_face():
-    geodesic, vectors = utils.rotation_errors(
+    geodesic, vectors = pose.rotation_errors(
         np.array([[20.0, -10, 35], [0, 0, 180]]),
         np.array([[20.0, -10, 5], [0, 0, 0]]))
     np.testing.assert_allclose(geodesic, [30, 180])
@@ -264,7 +263,7 @@ def test_the_interval_holds_the_mean_and_shrinks_like_one_over_root_n():
     widths = []
     for count in (100, 400, 1600):
         values = rng.exponential(4, (count, 2))
-        low, high = utils.bootstrap(values)
+        low, high = report.bootstrap(values)
         assert (low < values.mean(0)).all() and (values.mean(0) < high).all()
         # The normal approximation, of a mean of so many.
         np.testing.assert_allclose(
@@ -276,11 +275,10 @@ def test_the_interval_holds_the_mean_and_shrinks_like_one_over_root_n():
 
 # --------------------------------------------------------------- two reports
 
-@pytest.mark.parametrize('script', [test_attnet, test_shufflenet])
-def test_a_report_does_not_differ_from_itself(script, run, tmp_path):
+def test_a_report_does_not_differ_from_itself(run, tmp_path):
     names, true = synthetic(20)
     path = written(tmp_path / 'report.json', names, true + 3, true)
-    status, out, err = run(script, '--compare', path, tmp_path)
+    status, out, err = run(report, 'compare', path, tmp_path)
     assert status == 0, err
     assert '20 common images\n' in out
     assert 'the difference is within the error bars' in out
@@ -296,10 +294,10 @@ def test_the_clearly_better_report_is_called_so(run, tmp_path):
                    true[5:])
     bad = written(tmp_path / 'bad.json', names[:-2], (true + 2 * noise)[:-2],
                   true[:-2])
-    _, out, _ = run(test_attnet, '--compare', good, bad)
+    _, out, _ = run(report, 'compare', good, bad)
     assert 'A is better' in out and 'B is better' not in out
     assert '193 common images (left out: 2 of A, 5 of B)' in out
-    _, out, _ = run(test_attnet, '--compare', bad, good)
+    _, out, _ = run(report, 'compare', bad, good)
     assert 'B is better' in out and 'A is better' not in out
 
 
@@ -308,9 +306,9 @@ def test_other_crops_are_not_compared_in_silence(run, tmp_path):
     a, same, b = (written(tmp_path / f'{number}.json', names, true, true,
                           landmarks) for number, landmarks in
                   enumerate(('visible', 'visible', 'raw')))
-    _, out, _ = run(test_attnet, '--compare', a, same)
+    _, out, _ = run(report, 'compare', a, same)
     assert 'landmarks' not in out and 'image_size' not in out
-    _, out, _ = run(test_attnet, '--compare', a, b)
+    _, out, _ = run(report, 'compare', a, b)
     assert '\nlandmarks: A visible, B raw\n' in out
     assert 'image_size' not in out
 
@@ -322,7 +320,7 @@ def test_noise_and_a_single_image_decide_nothing(run, tmp_path):
             tmp_path / f'{seed}.json', names[:count],
             true + np.random.default_rng(seed).normal(0, 3, true.shape), true)
             for seed in (5, 6)]
-        _, out, _ = run(test_attnet, '--compare', *paths)
+        _, out, _ = run(report, 'compare', *paths)
         assert 'the difference is within the error bars' in out
 
 
@@ -343,7 +341,7 @@ def test_reports_that_cannot_be_compared_are_one_line(run, tmp_path):
             'missing': 'no report', 'others': 'no image in common',
             'labels': 'true angles of image'}.items():
         path = tmp_path / f'{name}.json'
-        status, out, err = run(test_attnet, '--compare', good, path)
+        status, out, err = run(report, 'compare', good, path)
         assert status == 1 and err.count('\n') == 1 and not out, name
         assert err.startswith(f'{path}: ') and message in err
 
@@ -354,12 +352,12 @@ def test_the_documents_tables_are_filled_in(sample, run, tmp_path):
         sample / 'AFLW2000', tmp_path / 'r', '--snapshot', path))
     assert status == 0, err
     mae = TEST_LINE.search(out).groups()[-1]
-    status, out, err = run(test_attnet, '--tables', tmp_path / 'r/report.json')
+    status, out, err = run(report, 'tables', tmp_path / 'r/report.json')
     assert status == 0, err
     count = sum(p.numel() for p in ShuffleNet(0.5).parameters())
     for figure in ('5.422', '7.833', '95.9 MB', '26.5M', f'{count:,}',
                    f'{float(mae):.3f}', 'x.pkl'):
         assert figure in out
     (tmp_path / 'bad.json').write_text('[]')
-    status, _, err = run(test_attnet, '--tables', tmp_path / 'bad.json')
+    status, _, err = run(report, 'tables', tmp_path / 'bad.json')
     assert status == 1 and 'bad.json: is no report.json' in err

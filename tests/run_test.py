@@ -14,13 +14,15 @@ import pytest
 import torch
 
 import datasets
+import engine
+import loaders
 import test_shufflenet
 import train_attnet
 import train_shufflenet
-import utils
 from hopenet import AttNet, pose_loss
 from shufflenet import ShuffleNet
-from tests.conftest import ROOT, SIZE, engine_options
+from tests.conftest import ROOT, SIZE
+from tests.helpers import OneBatch
 
 EPOCHS = 3
 
@@ -250,7 +252,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(sample, whole, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_found_before_training(
         sample, tmp_path, error, monkeypatch):
-    monkeypatch.setattr(utils, 'train_epoch', None)
+    monkeypatch.setattr(engine, 'train_epoch', None)
     # Not even root may create files there.
     status, err = error(train_shufflenet, run_options(
         sample, tmp_path, '--output', '/proc/net.pkl'))
@@ -329,14 +331,14 @@ def test_the_test_is_the_same_on_two_processes(sample, whole, tmp_path):
 def test_batches_are_shared_exactly():
     for world in (1, 2, 3):
         for shuffle in (False, True):
-            shares = [list(datasets.Batches(range(23), 7, shuffle, 0, rank,
+            shares = [list(loaders.Batches(range(23), 7, shuffle, 0, rank,
                                             world)) for rank in range(world)]
             keys = [key for share in shares for batch in share
                     for key in batch]
             # The last batch has 2 images: too few for 3 processes to train.
             lost = 2 if shuffle and world == 3 else 0
             assert len(keys) == len(set(keys)) == 23 - lost
-    assert [len(list(datasets.Batches([5], 4, False, 0, rank, 3)))
+    assert [len(list(loaders.Batches([5], 4, False, 0, rank, 3)))
             for rank in range(3)] == [1, 0, 0]
 
 
@@ -351,11 +353,10 @@ def test_a_lost_process_ends_the_run(sample, tmp_path):
 
 # --------------------------------------------------- memory and precision
 
-def gradients(model, options, images, angles):
+def gradients(model, images, angles, **values):
     """The gradients of one batch, by name, and the batch norms after it."""
-    model.zero_grad()
-    utils.backward(model, images, angles, len(images), options,
-                   torch.amp.GradScaler(enabled=False))
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    engine.train_epoch(model, OneBatch(images, angles), optimizer, **values)
     return ({name: p.grad.clone() for name, p in model.named_parameters()
              if p.grad is not None},
             {name: buffer.clone() for name, buffer in model.named_buffers()})
@@ -373,14 +374,12 @@ def case(request):
 def test_accumulated_gradients_are_those_of_the_batch(case):
     model, images, angles = case
     model.load_pretrained(model.state_dict())  # freezes the batch norms
-    utils.set_train_mode(model, engine_options(), 1)
     # In float32 a batch's size changes rounding, and with it, where two are
     # nearly equal, which position a maximum's gradient goes to.
     model.double()
     model.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
-    whole, _ = gradients(model, engine_options(), images, angles)
-    parts, _ = gradients(model, engine_options('--accumulate', 4), images,
-                         angles)
+    whole, _ = gradients(model, images, angles)
+    parts, _ = gradients(model, images, angles, accumulate=4)
     for name, gradient in whole.items():
         scale = gradient.abs().max().clamp(min=1e-12)  # some are all 0
         torch.testing.assert_close(parts[name] / scale, gradient / scale,
@@ -396,8 +395,7 @@ def test_checkpointed_activations_change_nothing(case, frozen):
     results = []
     for model.checkpoint_activations in (False, True):
         model.load_state_dict(state)
-        utils.set_train_mode(model, engine_options(), 1)
-        results.append(gradients(model, engine_options(), images, angles))
+        results.append(gradients(model, images, angles))
     assert_equal(results[0], results[1])
 
 
@@ -428,7 +426,7 @@ def test_checkpointing_keeps_a_fraction(case):
 def test_the_frozen_stem_computes_no_gradients(case):
     model, images, _ = case
     model.load_pretrained(model.state_dict())
-    utils.set_train_mode(model, engine_options(), 1)
+    engine.set_train_mode(model)
     seen = []
     model.maxpool.register_forward_hook(lambda *args: seen.append(args[-1]))
     model(images.float())
@@ -437,9 +435,8 @@ def test_the_frozen_stem_computes_no_gradients(case):
 
 def test_bf16_trains_close_to_float32(case):
     model, images, angles = case
-    utils.set_train_mode(model, engine_options(), 1)
-    whole, half = (gradients(model, engine_options('--amp', amp), images,
-                             angles)[0] for amp in ('off', 'bf16'))
+    whole, half = (gradients(model, images, angles, amp=amp)[0]
+                   for amp in ('off', 'bf16'))
     for name in ('fc_yaw.weight', 'fc_roll.bias'):
         cosine = torch.cosine_similarity(whole[name].flatten(),
                                          half[name].flatten(), 0)
@@ -450,11 +447,9 @@ def test_channels_last_gives_the_same_result(case):
     model, images, angles = case
     model.eval()
     logits = []
-    for layout in ('--no-channels_last', '--channels_last'):
-        options = engine_options(layout)
-        if options.channels_last:
-            model.to(memory_format=torch.channels_last)
-        logits.append(model(utils.prepare(images, options)))
+    for channels_last in (False, True):
+        wrapped = engine.wrap(model, 'cpu', channels_last, compile=False)
+        logits.append(wrapped(engine.network_input(images, 'cpu')))
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
 
 
@@ -493,11 +488,11 @@ def test_the_log_notes_overfitting(sample, tmp_path, monkeypatch, capsys):
         return current[0]
 
     def fake_evaluation(*args):
-        return utils.Evaluation(current[1], np.arange(2), np.zeros((2, 3)),
+        return engine.Evaluation(current[1], np.arange(2), np.zeros((2, 3)),
                                 np.ones((2, 3)))
-    monkeypatch.setattr(utils, 'train_epoch', fake_epoch)
-    monkeypatch.setattr('torch.optim.lr_scheduler.MultiStepLR', FakeSchedule)
-    monkeypatch.setattr(utils, 'evaluate', fake_evaluation)
+    monkeypatch.setattr(engine, 'train_epoch', fake_epoch)
+    monkeypatch.setattr(train_shufflenet, 'MultiStepLR', FakeSchedule)
+    monkeypatch.setattr(engine, 'evaluate', fake_evaluation)
     train(sample, tmp_path)
     log = pd.read_csv(tmp_path / 'net_log.csv', comment='#')
     assert log.note.isna().tolist() == [True, False, True]
@@ -571,15 +566,15 @@ def test_the_snapshot_of_a_run_is_tested_at_its_size(sample, whole, capsys):
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_images(sample):
-    options = engine_options('--data_dir', sample / '300W_LP', '--image_size',
-                             SIZE, '--no_augment', '--batch_size', 8)
-    loader, _ = datasets.training_loaders(options)
+    loader, _ = loaders.training_loaders(
+        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 8, SIZE,
+        augment=False)
     model = ShuffleNet(0.5)
     model.load_pretrained(model.state_dict())
     optimizer = torch.optim.SGD(model.parameter_groups(0.0))
-    reported = utils.train_epoch(model, loader, optimizer, options, 1)
+    reported = engine.train_epoch(model, loader, optimizer)
     with torch.no_grad():
-        losses = torch.cat([pose_loss(model(utils.prepare(images, options)),
+        losses = torch.cat([pose_loss(model(engine.network_input(images, 'cpu')),
                                       torch.as_tensor(angles))
                             for images, angles, _ in loader])
     assert reported == pytest.approx(losses.mean().item(), rel=1e-5)

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.io
 
 import filename_generator
-from hopenet import rotation_matrix
+from pose import rotation_matrix
 
 SIDE = 450  # pixels, as in both releases
 

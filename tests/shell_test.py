@@ -12,6 +12,7 @@ import pytest
 
 import hopenet
 import options
+import pose
 import shufflenet
 from tests.conftest import ROOT, SIZE, run_script
 
@@ -42,7 +43,7 @@ def shell(folder, command):
 
 
 def test_the_shell_scripts_carry_the_defaults():
-    parser = options.training_parser('', 'x.pkl')
+    parser = options.training_parser('', 'attnet')
     script = (ROOT / 'train.sh').read_text()
     assigned = dict(re.findall(r'^(\w+)=([\d.]+)$', script, re.MULTILINE))
     assert set(assigned) == {'gpu', 'num_epochs', 'batch_size', 'lr', 'alpha'}
@@ -55,7 +56,7 @@ def test_the_shell_scripts_carry_the_defaults():
 
 
 def test_the_recipe_is_the_documents():
-    parser = options.training_parser('', 'x.pkl')
+    parser = options.training_parser('', 'attnet')
     for name, value in {'num_epochs': 25, 'batch_size': 32, 'lr': 1e-5,
                         'alpha': 2, 'lr_steps': [8, 18], 'image_size': 224,
                         'pretrained': 'imagenet', 'split': 'photo',
@@ -80,7 +81,8 @@ def no_torch(tmp_path):
 
 @pytest.mark.parametrize('script', [
     'train_attnet.py', 'train_shufflenet.py', 'test_attnet.py',
-    'test_shufflenet.py', 'filename_generator.py', 'demo.py'])
+    'test_shufflenet.py', 'filename_generator.py', 'report.py', 'export.py',
+    'demo.py'])
 def test_help_and_mistakes_do_not_wait_for_pytorch(no_torch, script):
     done = run_script(script, '--help', **no_torch)
     assert done.returncode == 0 and 'usage: ' in done.stdout
@@ -153,7 +155,7 @@ def test_the_readmes_lines_use_an_exported_network(clone, sample, no_torch):
                  '--json --output found')
     assert demo.returncode == 0, demo.stderr
     row, = json.loads((clone / 'found' / 'poses.json').read_text())
-    for angle, axis in zip(done.stdout.split(), hopenet.AXES):
+    for angle, axis in zip(done.stdout.split(), pose.AXES):
         assert float(angle) == pytest.approx(row[axis], abs=0.01), axis
 
 
