@@ -28,12 +28,15 @@ import torchvision
 from torch.utils.data import DataLoader
 
 import datasets
+import engine
 import filename_generator
+import loaders
 import utils
 from hopenet import AttNet, for_inference, pose_loss
-from options import parse as parse_options, training_parser
+from options import training_parser
 from shufflenet import ShuffleNet
 from tests import original, sample_data
+from tests.helpers import OneBatch
 
 EPOCH = 55_102    # images: nine tenths of 300W-LP's 61,225
 PAIRS = 61_225
@@ -60,14 +63,6 @@ def parse(argv=None):
     if options.quick:
         options.rounds = 1
     return options
-
-
-def settings(options, *more):
-    """Returns a training's options, the recipe's own but for `more`."""
-    parser = training_parser('', 'unused.pkl')
-    return utils.start(parser, parse_options(parser, [
-        '--gpu', '-1' if options.device == 'cpu' else str(options.gpu),
-        '--image_size', str(options.size), *more], datasets.DATASETS))
 
 
 def seconds(function, device):
@@ -102,10 +97,8 @@ def find_data(folder):
         sample_data.write_sample(folder, photographs=16, renderings=4,
                                  images=0)
     filename_list = os.path.join(folder, 'list.txt')
-    status = filename_generator.main(['--dataset', '300W_LP', '--output',
-                                      filename_list, '--dataset_path', data])
-    if status:
-        raise SystemExit(status)
+    filename_generator.main(['--dataset', '300W_LP', '--output',
+                             filename_list, '--dataset_path', data])
     return data, datasets.read_list(filename_list), filename_list
 
 
@@ -123,7 +116,7 @@ def input_pipeline(data, filename_list, options):
     workers = [n for n in (0, 1, 2, 4, 8, 16) if n <= os.cpu_count()]
     for number in workers[:2] if options.quick else workers:
         ours = loaders.make_loader(dataset, loaders.Batches(indices, 32),
-                                    number)
+                                   number)
         theirs = DataLoader(old, 32, num_workers=number,
                             persistent_workers=number > 0)
         yield {'what': f'(a) loading, {number} workers', 'unit': 'images/s',
@@ -133,20 +126,14 @@ def input_pipeline(data, filename_list, options):
 
 def stepper(network, batch, options):
     """Returns a function that takes a training step of the recipe's."""
-    run_options = settings(options)
     model = pretrained(network).to(options.device,
                                    memory_format=torch.channels_last)
-    utils.set_train_mode(model, run_options, 1)
     optimizer = torch.optim.AdamW(model.parameter_groups(1e-5),
                                   weight_decay=0, fused=True)
-    scaler = torch.amp.GradScaler(enabled=False)
-    images, angles = random_batch(batch, options)
-
-    def step():
-        optimizer.zero_grad()
-        utils.backward(model, images, angles, batch, run_options, scaler)
-        optimizer.step()
-    return step
+    loader = OneBatch(*random_batch(batch, options))
+    amp = utils.choose_precision('auto', options.device)
+    return partial(engine.train_epoch, model, loader, optimizer,
+                   options.device, amp=amp)
 
 
 def plain_stepper(network, batch, options):
@@ -208,25 +195,27 @@ def epochs(data, filename_list, options):
             count = 8192
         if options.quick:
             count = 8
-        run_options = settings(options)
+        recipe = training_parser('', 'attnet')
+        workers = recipe.get_default('workers')
         model = pretrained(network).to(options.device,
                                        memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(model.parameter_groups(1e-5),
                                       fused=True)
         batches = loaders.Batches(
             [i % len(annotations.names) for i in range(count)],
-            run_options.batch_size)
+            recipe.get_default('batch_size'))
         loader = loaders.make_loader(
             loaders.PoseDataset(data, annotations, options.size, True),
-            batches, run_options.workers, run_options.pin_memory)
+            batches, workers, options.device)
         memory = InMemory(loader)
 
         def epoch(source):
-            return lambda: utils.train_epoch(model, source, optimizer,
-                                             run_options, 1)
+            return partial(
+                engine.train_epoch, model, source, optimizer, options.device,
+                amp=utils.choose_precision('auto', options.device))
         row = take_turns(epoch(loader), epoch(memory), options, count, 3)
         yield {'what': f'(c) epoch, {network.title}, '
-               f'{run_options.workers} workers', 'unit': 'images/s',
+               f'{workers} workers', 'unit': 'images/s',
                'here': row['here'], 'ratio': row['ratio'],
                'note': 'over that on images in memory'}
 
@@ -244,7 +233,7 @@ def inference(options):
     """(d) Latency at batch 1, throughput at batch 32."""
     for network in (AttNet, ShuffleNet):
         model = network().to(options.device).eval()
-        fast = for_inference(model, options.size)
+        fast = for_inference(model)
         plain = original.plain(model)
         for batch, repeats in ((1, 10), (32, 1)):
             x = torch.rand(batch, 3, options.size, options.size,
@@ -271,7 +260,7 @@ def beside_onnxruntime(title, model, fast, options):
     """
     x = torch.rand(1, 3, options.size, options.size)
     feed = {'images': x.numpy()}
-    networks = {'plain': lambda: model(x), 'packed': lambda: fast(x)}
+    networks = {'plain': lambda: model(x), 'folded': lambda: fast(x)}
     times = {name: [] for name in (*networks, 'onnxruntime')}
 
     def measure(name, run):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision import transforms
+from torchvision import transforms as published
 
 import datasets
 import loaders
@@ -124,11 +124,11 @@ def noise_image(width, height, seed=0):
 @given(boxes, st.sampled_from([64, 224]))
 def test_the_protocol_crop_is_the_published_pipeline(box, size):
     image = noise_image(450, 450)
-    published = transforms.Compose([
-        transforms.Resize(size), transforms.CenterCrop(size),
-        transforms.ToTensor(),
-        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
-    expected = published(image.crop(original.margins(box, 0.2, 2)))
+    steps = published.Compose([
+        published.Resize(size), published.CenterCrop(size),
+        published.ToTensor(),
+        published.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+    expected = steps(image.crop(original.margins(box, 0.2, 2)))
     ours = np.array(transforms.protocol_crop(image, box, size))
     ours = normalize(torch.from_numpy(ours).permute(2, 0, 1)[None])[0]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
@@ -235,7 +235,7 @@ def test_a_turned_crop_is_the_crop_of_a_turned_picture(size, flip):
     image = noise_image(450, 450)
     box, draws = (150, 140, 290, 300), np.array([0.4, 0.5, 0.5, flip, 1])
     turned, _ = transforms.training_crop(np.asarray(image), box, draws, size,
-                                       30.0)
+                                         30.0)
     straight, _ = transforms.training_crop(np.asarray(image), box, draws, size)
     by_hand = Image.fromarray(straight).rotate(-30, Image.Resampling.BILINEAR)
     row, column = np.mgrid[:size, :size] - (size - 1) / 2
@@ -318,8 +318,8 @@ def test_every_real_pair_is_read(real):
 def test_augmentation_depends_on_seed_epoch_and_index_alone(sample,
                                                             annotations):
     def crops(seed, epoch, workers, order):
-        items = loaders.PoseDataset(sample / '300W_LP', annotations, 64,
-                                     True, seed)
+        items = loaders.PoseDataset(sample / '300W_LP', annotations, 64, True,
+                                    seed)
         batches = loaders.Batches(order, 5)
         batches.epoch = epoch
         loader = loaders.make_loader(items, batches, workers)

@@ -13,19 +13,17 @@ import platform
 
 import torch
 
-import utils
-from datasets import DATASETS
+import engine
 from hopenet import AttNet
-from options import parse, training_parser
 from shufflenet import ShuffleNet
+from tests.helpers import OneBatch
 
-OPTIONS = {'float32': ['--amp', 'off'],
-           'bf16': ['--amp', 'bf16'],
-           'bf16, 4 parts': ['--amp', 'bf16', '--accumulate', '4'],
-           'bf16, checkpointed': ['--amp', 'bf16',
-                                  '--checkpoint_activations'],
-           'float32, checkpointed': ['--amp', 'off',
-                                     '--checkpoint_activations']}
+# Precision, parts of a batch, checkpointed activations.
+CASES = {'float32': ('off', 1, False),
+         'bf16': ('bf16', 1, False),
+         'bf16, 4 parts': ('bf16', 4, False),
+         'bf16, checkpointed': ('bf16', 1, True),
+         'float32, checkpointed': ('off', 1, True)}
 BATCHES = (32, 128)
 
 
@@ -45,10 +43,10 @@ def kept_for_backward(function, x, weights):
     return sum(size for _, size in kept.values())
 
 
-def counted(model, options, images):
+def counted(model, amp, images):
     """Returns the bytes for so many images, on the CPU."""
-    x = utils.prepare(torch.zeros(images, 3, 224, 224, dtype=torch.uint8),
-                      options)
+    x = engine.network_input(torch.zeros(images, 3, 224, 224,
+                                         dtype=torch.uint8), 'cpu')
     weights = list(model.parameters())
     inside = []
 
@@ -57,38 +55,33 @@ def counted(model, options, images):
         handle.remove()
         inside.append(kept_for_backward(block, x, weights))
 
-    amp = torch.autocast('cpu', torch.bfloat16, options.amp == 'bf16')
     if model.checkpoint_activations:
         # The largest block is the first that keeps the input's resolution.
         first = (model.layer1 if hasattr(model, 'layer1') else
                  model.stage2)[0]
         handle = first.register_forward_pre_hook(block_alone)
-    with amp:
+    with engine.autocast('cpu', amp):
         kept = kept_for_backward(model, x, weights)
     return kept + sum(inside)
 
 
-def scaled(model, options, batch):
+def scaled(model, amp, parts, batch):
     """Returns the bytes for one part of a batch, from those of 2 and of 4."""
-    two, four = (counted(model, options, images) for images in (2, 4))
+    two, four = (counted(model, amp, images) for images in (2, 4))
     each = (four - two) / 2
-    return two + (batch / options.accumulate - 2) * each
+    return two + (batch / parts - 2) * each
 
 
-def measured(model, options, batch):
+def measured(model, amp, parts, batch):
     """Returns the peak bytes of two training steps on the GPU."""
-    model.to(options.device)
-    if options.channels_last:
-        model.to(memory_format=torch.channels_last)
+    model.to('cuda:0', memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameter_groups(1e-5))
-    images = torch.zeros(batch, 3, 224, 224, dtype=torch.uint8)
-    scaler = torch.amp.GradScaler(enabled=False)
+    loader = OneBatch(torch.zeros(batch, 3, 224, 224, dtype=torch.uint8),
+                      torch.zeros(batch, 3))
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
-        optimizer.zero_grad()
-        utils.backward(model, images, torch.zeros(batch, 3), batch, options,
-                       scaler)
-        optimizer.step()
+        engine.train_epoch(model, loader, optimizer, 'cuda:0', amp=amp,
+                           accumulate=parts)
     return torch.cuda.max_memory_allocated()
 
 
@@ -100,18 +93,15 @@ def main():
         'peak of a step' if on_gpu else 'kept for the backward pass'))
     print(f'{"":36}' + ''.join(f'{f"batch {n}":>12}' for n in BATCHES))
     for network in (AttNet, ShuffleNet):
-        for label, words in OPTIONS.items():
-            parser = training_parser('', 'x.pkl')
-            options = utils.start(parser, parse(
-                parser, ['--gpu', '0' if on_gpu else '-1', *words], DATASETS))
+        for label, (amp, parts, checkpointed) in CASES.items():
             sizes = []
             for batch in BATCHES:
                 model = network()
                 model.load_pretrained(model.state_dict())
-                utils.set_train_mode(model, options, 1)
-                model.checkpoint_activations = options.checkpoint_activations
-                sizes.append(measured(model, options, batch) if on_gpu else
-                             scaled(model, options, batch))
+                engine.set_train_mode(model)
+                model.checkpoint_activations = checkpointed
+                measure = measured if on_gpu else scaled
+                sizes.append(measure(model, amp, parts, batch))
             print(f'{network.title + ", " + label:36}' + ''.join(
                 f'{size / 2 ** 30:12.2f}' for size in sizes))
 

@@ -13,27 +13,25 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import datasets
+import engine
 import filename_generator
-import utils
-from hopenet import AXES, for_inference
-from options import SHIPPED, evaluation_parser, parse
+from hopenet import for_inference
+from loaders import evaluation_loader
+from options import SHIPPED
+from pose import AXES
+from report import range_table
 from shufflenet import ShuffleNet
+from utils import atomic, load_network, trained_size
 
 PICTURE = '.github/faces_yaw.png'
 
 
 def evaluate(snapshot, data, filename_list, landmarks):
     """Returns a checkpoint's `Evaluation` on the listed images."""
-    parser = evaluation_parser('', SHIPPED)
-    options = utils.start(parser, parse(parser, [
-        '--gpu', '-1', '--data_dir', data, '--filename_list', filename_list,
-        '--landmarks', landmarks, '--snapshot', snapshot],
-        datasets.DATASETS))
-    model, content = utils.load_network(snapshot, ShuffleNet)
-    options.image_size = utils.image_size(options, content)
-    return utils.evaluate(for_inference(model, options.image_size),
-                          datasets.evaluation_loader(options), options)
+    model, content = load_network(snapshot, ShuffleNet)
+    loader = evaluation_loader(data, filename_list, landmarks=landmarks,
+                               image_size=trained_size(content))
+    return engine.evaluate(for_inference(model), loader)
 
 
 def plot(results):
@@ -70,10 +68,10 @@ def main():
                 if landmarks == 'visible':
                     results[name] = result
                     print(name)
-                    print(utils.range_table(result, 0).to_string(index=False))
+                    print(range_table(result, 0).to_string(index=False))
     print(pd.DataFrame(rows, columns=['', 'landmarks', *AXES, 'MAE',
                                       'median']).to_string(index=False))
-    with utils.atomic(PICTURE) as path:
+    with atomic(PICTURE) as path:
         plot(results).savefig(path, dpi=90)
 
 

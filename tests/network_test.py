@@ -284,7 +284,7 @@ def test_inference_is_the_plain_networks_within_a_thousandth_of_a_degree(
     for _ in range(2):  # statistics other than those of a fresh network
         model(torch.randn(4, 3, 64, 64))
     fast = hopenet.for_inference(model)
-    for size in (96, 64):  # also of another than it was made for
+    for size in (96, 64):
         images = torch.randn(3, 3, size, size)
         with torch.inference_mode():
             apart = hopenet.decode(model.eval()(images)) - hopenet.decode(
@@ -293,12 +293,6 @@ def test_inference_is_the_plain_networks_within_a_thousandth_of_a_degree(
     assert not any(isinstance(module, torch.nn.BatchNorm2d)
                    for module in fast.modules())
     assert model.state_dict().keys() == make().state_dict().keys()
-
-
-def test_inference_does_without_the_packed_layout(monkeypatch):
-    monkeypatch.setattr(hopenet, 'can_pack', lambda: False)
-    test_inference_is_the_plain_networks_within_a_thousandth_of_a_degree(
-        ShuffleNet)
 
 
 def test_a_fresh_network_has_live_statistics():

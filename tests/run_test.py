@@ -332,7 +332,7 @@ def test_batches_are_shared_exactly():
     for world in (1, 2, 3):
         for shuffle in (False, True):
             shares = [list(loaders.Batches(range(23), 7, shuffle, 0, rank,
-                                            world)) for rank in range(world)]
+                                           world)) for rank in range(world)]
             keys = [key for share in shares for batch in share
                     for key in batch]
             # The last batch has 2 images: too few for 3 processes to train.
@@ -489,7 +489,7 @@ def test_the_log_notes_overfitting(sample, tmp_path, monkeypatch, capsys):
 
     def fake_evaluation(*args):
         return engine.Evaluation(current[1], np.arange(2), np.zeros((2, 3)),
-                                np.ones((2, 3)))
+                                 np.ones((2, 3)))
     monkeypatch.setattr(engine, 'train_epoch', fake_epoch)
     monkeypatch.setattr(train_shufflenet, 'MultiStepLR', FakeSchedule)
     monkeypatch.setattr(engine, 'evaluate', fake_evaluation)
@@ -574,7 +574,8 @@ def test_the_loss_of_an_epoch_is_the_mean_over_images(sample):
     optimizer = torch.optim.SGD(model.parameter_groups(0.0))
     reported = engine.train_epoch(model, loader, optimizer)
     with torch.no_grad():
-        losses = torch.cat([pose_loss(model(engine.network_input(images, 'cpu')),
-                                      torch.as_tensor(angles))
-                            for images, angles, _ in loader])
+        losses = torch.cat([
+            pose_loss(model(engine.network_input(images, 'cpu')),
+                      torch.as_tensor(angles))
+            for images, angles, _ in loader])
     assert reported == pytest.approx(losses.mean().item(), rel=1e-5)
