@@ -14,7 +14,7 @@ from torch import distributed
 from tqdm import tqdm
 
 from hopenet import WeightsError, load_exactly, plain_keys
-from options import run_main
+from options import SHIPPED, run_main
 
 
 class RunError(Exception):
@@ -263,7 +263,9 @@ def read_checkpoint(path):
         with warnings.catch_warnings(action='ignore'):  # of odd pickles
             content = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
-        raise WeightsError(f'{path}: no such checkpoint') from None
+        reason = ('is not there; --snapshot FILE names a checkpoint of your '
+                  'own' if path == SHIPPED else 'no such checkpoint')
+        raise WeightsError(f'{path}: {reason}') from None
     # torch.load documents no list of errors: any is a file we cannot use.
     except Exception as error:
         raise WeightsError(f'{path}: not a plain PyTorch checkpoint, or a '

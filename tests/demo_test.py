@@ -14,6 +14,7 @@ import datasets
 import demo
 from detect import Cascades, whole_box
 from hopenet import AttNet, decode, normalize
+from options import SHIPPED
 from pose import AXES, rotation_matrix
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE
@@ -217,6 +218,14 @@ def test_what_is_missing_is_said(run, snapshot, pictures, tmp_path):
         status, _, err = run(pictures, *options, '--output', tmp_path / 'o')
         assert status == 1 and message in err and err.count('\n') == 1, err
     assert not (tmp_path / 'o').exists()
+
+
+def test_without_the_shipped_network_one_is_asked_for(run, pictures, tmp_path,
+                                                      monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(pictures, '--whole')
+    assert status == 1 and err.count('\n') == 1
+    assert f'{SHIPPED}: is not there; --snapshot FILE' in err
 
 
 def test_either_network_comes_from_its_file(tmp_path):
