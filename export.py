@@ -52,7 +52,7 @@ else:
     MISSING = None
 
 TOLERANCE = 1e-3  # degrees between PyTorch's angles and the written network's
-OPSET = 18  # of ONNX: the first that torch.onnx.export writes by itself
+OPSET = 18  # of ONNX: what PyTorch writes; any other it converts afterwards
 
 
 class Exported(nn.Module):

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import utils
 from datasets import DataError
 from detect import InputError
+from shufflenet import ShuffleNet
 from tests import sample_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +61,23 @@ def real(tmp_path_factory):
         dataset: make_list(dataset, folder / dataset,
                            lists / f'{dataset}.txt')
         for dataset in ('300W_LP', 'AFLW2000')}
+
+
+@pytest.fixture(scope='session')
+def third_party(real):
+    """The path of a third party's checkpoint, beside the real pairs."""
+    return real[0].parent / 'weights' / 'hopenet_lite_shufflenetv2.pkl'
+
+
+@pytest.fixture(scope='session')
+def snapshot(tmp_path_factory):
+    """An untrained ShuffleNetV2 for crops of SIZE, as training writes it."""
+    torch.manual_seed(0)
+    model = ShuffleNet(0.5)
+    path = tmp_path_factory.mktemp('snapshot') / 'x.pkl'
+    torch.save({'network': model.config, 'model': model.state_dict(),
+                'options': {'image_size': SIZE}}, path)
+    return path
 
 
 @pytest.fixture
