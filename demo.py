@@ -5,12 +5,23 @@
     python demo.py 0                             camera 0, in a window
 
 Angles are in degrees: yaw, pitch, roll, with 300W-LP's signs (README.md has
-a picture of them).  They are printed and written to poses.csv beside the
-pictures, a row a face; a picture without a face has a row without angles.
-Inputs that cannot be read are named and skipped; the exit status is then 1.
+a picture of them).  They are printed.  Pictures with drawn axes (--cube:
+cubes), video of the same rate and size, and poses.csv (--json: poses.json)
+with a row for each face, go to output/demo/ (--output); a picture without a
+face has a row without angles.  A camera is shown in a window, which q closes
+(--no_window: video only).  What cannot be read is named and skipped, and the
+exit status is then 1.
 
-OpenCV's cascades, which need no download, miss many heads beyond 60 degrees
-of yaw; --detector takes YuNet.
+Faces are found by OpenCV's cascades, which need no download and miss many
+heads beyond 60 degrees of yaw; --detector FILE.onnx takes YuNet from OpenCV's
+model zoo.  With crops of your own: --whole (each picture is a whole crop of
+one head, as loose as the test's), or --box x0,y0,x1,y1 (brows to chin).
+--smooth 0.7 steadies video.
+
+The network is checkpoints/shufflenet_faces.pkl, which comes with the
+repository: trained by these scripts on 15,428 photographs and turned
+renderings of faces, not on 300W-LP; checkpoints/README.md says how, how well,
+and under which terms.  --snapshot FILE takes any checkpoint of either network.
 """
 import contextlib
 import csv

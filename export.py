@@ -1,29 +1,30 @@
-"""Writes a network for other runtimes: ONNX, or a torch.export program.
+"""Writes a network for other runtimes: as ONNX, or as a torch.export program.
 
-    python export.py model.onnx --raw          for onnxruntime and others
+    python export.py model.onnx --raw
     python export.py model.pt2 --snapshot checkpoints/resnet.pkl
 
-Batches may have any size; angles are decoded inside, and checked against
-PyTorch to 0.001 degrees before the file gets its name.  Inputs and outputs
-are printed.  With --raw the network takes uint8 RGB pixels (N, H, W, 3),
-without it you normalise yourself.
+The name's ending, .onnx or .pt2, says which.  Inputs and outputs are printed;
+batches may have any size; angles are decoded inside, and checked against
+PyTorch to 0.001 degrees.  Without --raw, which takes uint8 RGB pixels (N, H,
+W, 3), you normalise yourself.  ONNX needs onnx, onnxruntime and onnxscript.
 
-What a network must be given is the test's crop around a face box, brows to
-chin, as in demo.py's poses.csv; transforms.py makes it without PyTorch:
+What the network must be given is the test's crop around a face box (brows to
+chin, as in demo.py's poses.csv); transforms.py makes it without PyTorch:
 
     import numpy as np, onnxruntime
-    from PIL import Image
+    from PIL import Image, ImageOps
     from transforms import protocol_crop
 
-    picture = Image.open('photo.jpg').convert('RGB')
+    picture = ImageOps.exif_transpose(Image.open('photo.jpg')).convert('RGB')
     crop = protocol_crop(picture, box=(121, 184, 324, 385), size=96)
     session = onnxruntime.InferenceSession('model.onnx')
     angles, = session.run(['angles'], {'images': np.array(crop)[None]})
 
+`size` is the side of the images that the network was trained on, as printed.
 In words, for a box of width w and height h: 0.4 w more on the left, 0.56 w on
-the right, 0.4 h above, 0.168 h below, cut to whole pixels and black beyond
-the picture; its shorter side resized to `size`, bilinear with antialiasing;
-the middle square.
+the right, 0.4 h above, 0.168 h below, cut to whole pixels and black beyond the
+picture, which stands upright as its EXIF says; the shorter side resized to
+`size`, bilinear with antialiasing; the middle square.
 """
 import importlib
 import os

@@ -3,8 +3,12 @@
     python report.py compare A B          which of two reports is better
     python report.py tables REPORT...     the document's tables, filled in
 
-A and B are folders that `--report` of a testing script wrote, or their
-report.json.
+A, B and REPORT are folders that `--report DIR` of a testing script wrote, or
+their report.json.  Beside it lies report.html, a page for people.  Both hold
+errors with 95% bootstrap intervals, by range of each angle, the rotation's
+geodesic error, curves, the worst images, and where the checkpoint comes from.
+`compare` says whether one network is better than the other, image by image,
+and within which error bars.
 """
 import hashlib
 import json

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pose import beyond_range, turned
 
+# The published margins around the landmarks, in box sizes, for margin k.
 TRAIN_SIDE, PROTOCOL_SIDE = 0.6, 2.0  # left and right of the face
 ABOVE, BELOW = 2.0, 0.6
 PROTOCOL_K = 0.2
@@ -21,8 +22,6 @@ BLUR = np.ones((5, 5), np.float32) / 16
 BLUR[1:4, 1:4] = 0
 
 DRAWS = 14  # random numbers for a training image
-
-# The spellings in use: the releases', the document's and HopeNet's options.
 
 
 class Augmentation(NamedTuple):

@@ -16,7 +16,7 @@ import pose
 import shufflenet
 from tests.conftest import ROOT, SIZE, run_script
 
-README = (ROOT / 'README.md').read_text()
+EXPORT = (ROOT / 'export.py').read_text()
 QUICK = ['--num_epochs', '1', '--image_size', str(SIZE), '--workers', '0']
 
 
@@ -138,12 +138,13 @@ def test_a_missing_checkpoint_says_what_to_do(clone, tmp_path):
     assert done.stderr == 'mine.pkl: no such checkpoint\n'
 
 
-def test_the_readmes_lines_use_an_exported_network(clone, sample, no_torch):
+def test_exports_lines_use_an_exported_network(clone, sample, no_torch):
     shutil.copy(sample / 'AFLW2000' / 'image00002.jpg', clone / 'photo.jpg')
-    command, = re.findall(r'^    (.* --export .*)$', README, re.MULTILINE)
+    command, = re.findall(r'^    (python export\.py \S+\.onnx.*)$', EXPORT,
+                          re.MULTILINE)
     done = shell(clone, command)
     assert done.returncode == 0, done.stderr
-    lines = re.search(r'^    import .*?(?=\n\n\S)', README,
+    lines = re.search(r'^    import .*?(?=\n\n\S)', EXPORT,
                       re.DOTALL | re.MULTILINE).group()
     box = re.search(r'box=\((.*?)\)', lines).group(1).replace(' ', '')
     done = subprocess.run(
