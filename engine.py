@@ -25,8 +25,8 @@ from tqdm import tqdm
 from history import (angles_text, plot_curves, provenance, published_text,
                      refuse_differences, report_training)
 from hopenet import (WeightsError, decode, load_exactly, normalize,
-                     pose_loss)
-from pose import AXES
+                     pose_loss, spread)
+from pose import AXES, MIRROR, mean_angles
 from utils import (Interrupted, RunError, atomic, gather, load_pretrained,
                    process_rank, read_checkpoint, save_checkpoint,
                    signals_noted, world_size)
@@ -41,6 +41,7 @@ class Evaluation(NamedTuple):
     indices: np.ndarray     # (N,)
     predicted: np.ndarray   # (N, 3) degrees: yaw, pitch, roll
     true: np.ndarray        # (N, 3)
+    spread: np.ndarray      # (N,) degrees, see `hopenet.spread`
 
     @property
     def errors(self):
@@ -153,8 +154,35 @@ def check_finite(losses, epoch):
     return values
 
 
+class Prediction(NamedTuple):
+    """A network's answers on the N images of a batch."""
+    angles: np.ndarray    # (N, 3) degrees: yaw, pitch, roll
+    spread: np.ndarray    # (N,) degrees, see `hopenet.spread`
+    logits: torch.Tensor  # (N, 3, 66), on the CPU
+
+
 @torch.inference_mode()
-def evaluate(model, loader, device='cpu', alpha=2.0, stop=()):
+def predict(model, images, device='cpu', flip=False):
+    """Returns a network's `Prediction` on a batch of images.
+
+    Args:
+        model: a `hopenet.PoseNetwork` in eval mode, on the device.
+        images: uint8 tensor (N, 3, H, W), RGB.
+        device: 'cpu' or 'cuda:N'.
+        flip: give the mean of the rotations on each image and on its mirror
+            image, and of the two spreads; the logits are the image's own.
+    """
+    pixels = network_input(images, device)
+    logits = model(pixels).float().cpu()
+    angles, spreads = decode(logits).numpy(), spread(logits).numpy()
+    if flip:
+        mirrored = model(pixels.flip(-1)).float().cpu()
+        angles = mean_angles((angles, decode(mirrored).numpy() * MIRROR))
+        spreads = (spreads + spread(mirrored).numpy()) / 2
+    return Prediction(angles, spreads, logits)
+
+
+def evaluate(model, loader, device='cpu', alpha=2.0, flip=False, stop=()):
     """Runs a network over all images of a loader, each once.
 
     With several processes each takes a part of the images, and all return
@@ -165,6 +193,7 @@ def evaluate(model, loader, device='cpu', alpha=2.0, stop=()):
         loader: see `loaders.make_loader`.
         device: 'cpu' or 'cuda:N'.
         alpha: weight of the squared error, see `pose_loss`.
+        flip: see `predict`.
         stop: signals received; the evaluation ends at the first.
 
     Returns:
@@ -174,19 +203,20 @@ def evaluate(model, loader, device='cpu', alpha=2.0, stop=()):
         Interrupted: a signal came.
     """
     model.eval()
-    rows = [np.empty((0, 8))]  # index, predicted and true angles, loss
+    # Index, predicted and true angles, loss, spread.
+    rows = [np.empty((0, 9))]
     for images, angles, indices in tqdm(loader, desc='evaluating',
                                         disable=None, leave=False):
-        logits = model(network_input(images, device)).float().cpu()
-        rows.append(np.column_stack([
-            indices, decode(logits), angles,
-            pose_loss(logits, torch.as_tensor(angles), alpha)]))
+        found = predict(model, images, device, flip)
+        losses = pose_loss(found.logits, torch.as_tensor(angles), alpha)
+        rows.append(np.column_stack([indices, found.angles, angles, losses,
+                                     found.spread]))
         if stop:
             raise Interrupted(stop[0])
     rows = np.concatenate(gather(np.concatenate(rows)))
     rows = rows[rows[:, 0].argsort()]
     return Evaluation(float(rows[:, 7].mean()), rows[:, 0].astype(int),
-                      rows[:, 1:4], rows[:, 4:7])
+                      rows[:, 1:4], rows[:, 4:7], rows[:, 8])
 
 
 # ------------------------------------------------------- the start of a run
@@ -292,7 +322,7 @@ def fit(model, loaders, optimizer, scheduler, num_epochs, output,
                 len(run.rows) + 1, as_published, wrapped, run.scaler, stop)
             scheduler.step()
             run.add(lr, train_loss,
-                    evaluate(model, loaders[1], device, alpha, stop))
+                    evaluate(model, loaders[1], device, alpha, stop=stop))
     report_training(loaders, output, run.log())
     return run.log()
 

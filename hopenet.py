@@ -71,6 +71,26 @@ def decode(logits):
     return expected * BIN_WIDTH + MIN_ANGLE
 
 
+def spread(logits):
+    """Returns how far the bins' probabilities lie apart, in degrees.
+
+    The standard deviation of the distribution over the bins, the root of its
+    mean square over the axes.  It says how sure the network is of its answer;
+    it is no interval that holds the true angle with a known probability.
+
+    Args:
+        logits: (N, 3, 66).
+
+    Returns:
+        (N,) float32.
+    """
+    index = torch.arange(NUM_BINS, device=logits.device, dtype=torch.float32)
+    weights = logits.float().softmax(-1)
+    mean = (weights * index).sum(-1, keepdim=True)  # (N, 3, 1)
+    variance = (weights * (index - mean).square()).sum(-1)  # (N, 3)
+    return variance.mean(1).sqrt() * BIN_WIDTH
+
+
 def pose_loss(logits, angles, alpha=2.0):
     """HopeNet's loss of each image; average it over the batch.
 

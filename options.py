@@ -195,8 +195,11 @@ def evaluation_parser(description, snapshot):
         f'HopeNet; default: {snapshot}')
     add('--image_size', type=number(int, 64), metavar='PIXELS',
         help='default: what the checkpoint was trained at, or 224')
+    add('--flip', action='store_true',
+        help='give the mean rotation of each crop and of its mirror image')
     add('--predictions', metavar='FILE.csv',
-        help='write name, predicted and true angles, a row an image')
+        help="write name, predicted and true angles, and the bins' spread, a "
+        'row an image')
     add('--save_viz', action='store_true',
         help='draw predicted axes into output/images')
     add('--cube', action='store_true', help='--save_viz draws cubes')

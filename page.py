@@ -44,9 +44,9 @@ def draw_face(dataset, index, angles, cube=False):
 
 
 def plot_result(result):
-    """Returns a figure: cumulative errors, and predicted against true."""
-    figure = Figure((10, 9), layout='constrained')
-    (curves, *_), *_ = panels = figure.subplots(2, 2)
+    """Returns a figure: errors by share, spread and yaw; each axis."""
+    figure = Figure((15, 9), layout='constrained')
+    (curves, coverage, yaw), scatter = figure.subplots(2, 3)
     share = np.linspace(0, 100, len(result.errors) + 1)
     errors = np.column_stack([result.errors, result.errors.mean(1)])
     for values, label in zip(errors.T, (*AXES, 'mean of the three')):
@@ -55,14 +55,23 @@ def plot_result(result):
     curves.set(title='images with at most this error', xlabel='degrees',
                ylabel='% of images', xlim=(0, np.quantile(errors, 0.98) + 1))
     curves.legend()
-    for column, axes in enumerate(panels.flat[1:]):
+    means = result.errors.mean(1)[np.argsort(result.spread, kind='stable')]
+    coverage.plot(share[1:], np.cumsum(means) / np.arange(1, len(means) + 1))
+    coverage.set(title='error of the images with the least spread',
+                 xlabel='% of images kept', ylabel='MAE, degrees',
+                 ylim=(0, None))
+    yaw.scatter(result.true[:, 0], result.errors.mean(1), s=14, alpha=0.6,
+                linewidths=0)
+    yaw.set(title='mean of the three errors', xlabel='true yaw, degrees',
+            ylabel='degrees', xlim=(-100, 100))
+    for column, axes in enumerate(scatter):
         axes.axline((0, 0), slope=1, color='gray', linewidth=1)
         axes.scatter(result.true[:, column], result.predicted[:, column],
                      s=14, alpha=0.6, linewidths=0)
         axes.set(title=AXES[column], xlabel='true, degrees',
                  ylabel='predicted, degrees', aspect='equal',
                  xlim=(-100, 100), ylim=(-100, 100))
-    for axes in panels.flat:
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
     return figure
 
@@ -126,6 +135,9 @@ def report_page(report, result, dataset):
         ('Mean absolute errors by the size of the true angle, degrees',
          ''.join(pd.DataFrame(rows).to_html(index=False, **style)
                  for rows in report['ranges'].values())),
+        ('Mean absolute error of the images that are kept, if those with the '
+         'least spread of the bins are', pd.DataFrame(
+             report['coverage']).to_html(index=False, **style)),
         ('Plots', picture('png', plots.getvalue())),
         ('The worst images: yaw, pitch, roll, degrees',
          gallery(result, dataset)),

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 AXES = ('yaw', 'pitch', 'roll')
+MIRROR = (-1, 1, -1)  # what a mirror image makes of yaw, pitch and roll
 
 # The protocol keeps what lies within +-99 degrees.  An angle of exactly 99
 # degrees, stored as float32 radians, comes back up to 4e-6 degrees larger.
@@ -80,11 +81,46 @@ def turned(angles, degrees):
         the one nearer to the old.
     """
     turn = rotation_matrix((0, 0, degrees))
-    yaw, pitch, roll = angles_of(turn @ rotation_matrix(angles))
-    triples = np.array([[yaw, pitch, roll],
-                        [180 - yaw, pitch + 180, roll + 180]])
-    triples = (triples + 180) % 360 - 180
-    return min(triples, key=lambda triple: np.abs(triple - angles).sum())
+    return angles_near(turn @ rotation_matrix(angles), angles)
+
+
+def angles_near(rotation, angles):
+    """Returns the angles of rotations, with the yaw beyond +-90 if need be.
+
+    Args:
+        rotation: array (..., 3, 3), see `rotation_matrix`.
+        angles: array-like (..., 3), degrees.
+
+    Returns:
+        float64 array (..., 3): of the two triples within +-180 that mean a
+        rotation, the one whose numbers are nearer to `angles`.
+    """
+    first = angles_of(rotation)
+    triples = np.stack((first, first * (-1, 1, 1) + 180))
+    triples = (triples + 180) % 360 - 180  # (2, ..., 3)
+    apart = np.abs(triples - angles).sum(-1)
+    return np.where((apart[0] <= apart[1])[..., None], *triples)
+
+
+def mean_angles(angles):
+    """Returns the angles of mean rotations.
+
+    The rotation that is nearest, in the chordal sense, to all of them: the
+    arithmetic mean of the matrices, projected by its singular value
+    decomposition (Moakher 2002, "Means and averaging in the group of
+    rotations", section 3.1).  A mean of the numbers would be wrong where they
+    wrap around, and near 90 degrees of yaw.
+
+    Args:
+        angles: array-like (K, N, 3), degrees: K answers for each of N heads.
+
+    Returns:
+        float64 array (N, 3).
+    """
+    left, _, right = np.linalg.svd(rotation_matrix(angles).mean(0))
+    # A mean of rotations that are far apart can be nearest to a reflection.
+    left[..., -1] *= np.linalg.det(left @ right)[..., None]
+    return angles_near(left @ right, np.asarray(angles)[0])
 
 
 def rotation_errors(predicted, true):

@@ -31,6 +31,7 @@ from pose import AXES, rotation_errors
 from utils import RunError, atomic, run_script
 
 RANGES = ((0, 30), (30, 60), (60, 90))  # degrees, of a table of errors
+COVERAGES = (100, 95, 90, 80, 70, 60, 50)  # % of the images
 # Tested on AFLW2000, from the document; the MAE of its last line is that of
 # its own three figures, where it prints 7.562.
 PUBLISHED_ERRORS = (
@@ -48,8 +49,8 @@ SAME_ANGLE = 1e-3  # degrees: reports that differ by more had other labels
 # ---------------------------------------------------------------- one test
 
 def present(result, data, content, snapshot, filename_list, landmarks,
-            image_size, predictions=None, save_viz=False, cube=False,
-            report=None):
+            image_size, flip=False, predictions=None, save_viz=False,
+            cube=False, report=None):
     """Prints a test's result and writes the files that are asked for.
 
     Args:
@@ -59,6 +60,7 @@ def present(result, data, content, snapshot, filename_list, landmarks,
         snapshot: its path.
         filename_list, landmarks, image_size: how the images were chosen and
             cropped, see `loaders.evaluation_loader`.
+        flip: whether mirror images were asked, too, see `engine.predict`.
         predictions: path of a CSV of all answers.
         save_viz: draw them into output/images; `cube` draws cubes.
         report: folder for report.html and report.json.
@@ -77,7 +79,8 @@ def present(result, data, content, snapshot, filename_list, landmarks,
             'checkpoint': str(snapshot), 'sha256': digest(snapshot),
             'data_dir': str(data.data_dir),
             'filename_list': str(filename_list), 'landmarks': landmarks,
-            'image_size': image_size, 'images': len(result.indices)})
+            'image_size': image_size, 'flip': flip,
+            'images': len(result.indices)})
 
 
 def digest(path):
@@ -109,26 +112,54 @@ def range_table(result, axis):
 
     Returns:
         A DataFrame, a row for each of `RANGES`: range, images, the errors of
-        yaw, pitch and roll, MAE; the errors of no image are NaN.
+        yaw, pitch and roll, MAE, the rotation's geodesic error; the errors of
+        no image are NaN.
     """
     errors, size = result.errors, np.abs(result.true[:, axis])
+    geodesic, _ = rotation_errors(result.predicted, result.true)
     rows = []
     for low, high in RANGES:
         # The last range takes the few angles beyond 90 degrees, too.
         inside = (size >= low) & ((size < high) | (high == 90))
-        means = ([*errors[inside].mean(0), errors[inside].mean()]
-                 if any(inside) else [np.nan] * 4)
+        means = ([*errors[inside].mean(0), errors[inside].mean(),
+                  geodesic[inside].mean()] if any(inside) else [np.nan] * 5)
         rows.append([f'{low}-{high}', inside.sum(), *means])
     return pd.DataFrame(rows, columns=[f'|{AXES[axis]}|', 'images', *AXES,
+                                       'MAE', 'rotation'])
+
+
+def coverage_table(result):
+    """Returns the error against the share of images that are kept.
+
+    Those are kept whose bins' probabilities lie closest together: the
+    selective risk of Geifman and El-Yaniv (NIPS 2017), with the spread as the
+    confidence.
+
+    Args:
+        result: an `engine.Evaluation`.
+
+    Returns:
+        A DataFrame, a row for each of `COVERAGES`: % kept, images, the
+        largest spread among them, MAE.
+    """
+    errors = result.errors.mean(1)
+    order = np.argsort(result.spread, kind='stable')
+    rows = []
+    for share in COVERAGES:
+        kept = order[:max(1, round(len(order) * share / 100))]
+        rows.append([share, len(kept), result.spread[kept[-1]],
+                     errors[kept].mean()])
+    return pd.DataFrame(rows, columns=['% kept', 'images', 'spread up to',
                                        'MAE'])
 
 
 def write_predictions(path, result, names):
-    """Writes a CSV: name, predicted and true angles, a row an image."""
+    """Writes a CSV: name, predicted and true angles, spread, by image."""
     table = pd.DataFrame({'name': [names[i] for i in result.indices]})
     for suffix, angles in (('', result.predicted), ('_true', result.true)):
         for column, axis in enumerate(AXES):
             table[axis + suffix] = angles[:, column]
+    table['spread'] = result.spread
     with atomic(path) as temporary:
         table.to_csv(temporary, index=False, float_format='%.4f')
 
@@ -263,10 +294,12 @@ def report_content(result, names, content, protocol):
             'maev': float(vectors.mean())},
         'ranges': {axis: range_table(result, column).to_dict('records')
                    for column, axis in enumerate(AXES)},
-        'rows': [{'name': name, 'predicted': predicted, 'true': true}
-                 for name, predicted, true in zip(
-                     names, result.predicted.tolist(),
-                     result.true.tolist())]}
+        'coverage': coverage_table(result).to_dict('records'),
+        'rows': [{'name': name, 'predicted': predicted, 'true': true,
+                  'spread': spread}
+                 for name, predicted, true, spread in zip(
+                     names, result.predicted.tolist(), result.true.tolist(),
+                     result.spread.tolist())]}
 
 
 def size_of(state):
@@ -357,7 +390,7 @@ def comparison(first, second):
             ' (left out: %d of A, %d of B)' % tuple(left_out)
             if any(left_out) else ''),
         *(f'{name}: A {protocols[0][name]}, B {protocols[1][name]}'
-          for name in ('landmarks', 'image_size')
+          for name in protocols[0]
           if protocols[0][name] != protocols[1][name]),
         table.to_string(na_rep='-', float_format='%.4f'),
         f'By MAE, {verdict}.'])
@@ -368,7 +401,8 @@ def read_report(path):
 
     Returns:
         Its images, a dict of names to (2, 3), predicted and true angles; and
-        of its protocol, the landmarks and the size of the crops.
+        of its protocol, the landmarks, the size of the crops, and whether
+        mirror images were asked, too.
 
     Raises:
         RunError: the file is no report.
@@ -381,7 +415,10 @@ def read_report(path):
         if angles.shape[1:] != (2, 3) or not np.isfinite(angles).all():
             raise ValueError
         return (dict(zip([row['name'] for row in rows], angles)),
-                {name: protocol[name] for name in ('landmarks', 'image_size')})
+                {'landmarks': protocol['landmarks'],
+                 'image_size': protocol['image_size'],
+                 # Reports were written before there was a choice.
+                 'flip': protocol.get('flip', False)})
     except (OSError, LookupError, TypeError, ValueError) as error:
         raise RunError(f'{path}: is no report.json of --report '
                        f'({type(error).__name__})') from None

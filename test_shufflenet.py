@@ -26,7 +26,7 @@ def main(argv=None):
     options.image_size = options.image_size or trained_size(content)
     loader = evaluation_loader(**arguments(evaluation_loader, options))
     result = evaluate(for_inference(model.to(options.device)), loader,
-                      options.device)
+                      options.device, flip=options.flip)
     if options.rank == 0:
         present(result, loader.dataset, content,
                 **arguments(present, options))

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pose import beyond_range, turned
+from pose import MIRROR, beyond_range, turned
 
 # The published margins around the landmarks, in box sizes, for margin k.
 TRAIN_SIDE, PROTOCOL_SIDE = 0.6, 2.0  # left and right of the face
@@ -238,7 +238,7 @@ def augmented_crop(image, box, angles, draws, size, more=Augmentation()):
     if more.box_jitter:
         box = jittered(box, more.box_jitter, draws[5:8])
     if draws[3] < 0.5:  # as training_crop flips
-        angles = angles * np.float32([-1, 1, -1])
+        angles = angles * np.float32(MIRROR)
     if more.rotate:
         turn = more.rotate * (2 * float(draws[8]) - 1)
         new = turned(angles, turn)

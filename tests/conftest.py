@@ -80,6 +80,14 @@ def snapshot(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope='session')
+def recrops(real, tmp_path_factory):
+    """The folder of AFLW2000's re-crops, and a list of those within 99."""
+    folder = real[0] / 'AFLW2000_recropped'
+    return folder, make_list('AFLW2000', folder,
+                             tmp_path_factory.mktemp('lists') / 'list.txt')
+
+
 @pytest.fixture
 def run(capsys):
     """Runs a script in this process: returns status, stdout, stderr."""

@@ -120,6 +120,32 @@ def noise_image(width, height, seed=0):
         (width, height), Image.Resampling.BICUBIC)
 
 
+angles = st.tuples(*[st.floats(-99, 99)] * 3).map(np.array)
+
+
+@given(angles)
+def test_a_rotation_gives_its_angles_back(triple):
+    back = pose.angles_near(rotation_matrix(triple), triple)
+    np.testing.assert_allclose(rotation_matrix(back), rotation_matrix(triple),
+                               atol=1e-7)
+    if abs(abs(triple[0]) - 90) > 0.1:  # there pitch and roll are one turn
+        np.testing.assert_allclose(back, triple, atol=1e-5)
+
+
+@given(angles, angles)
+def test_a_mean_rotation_is_halfway(one, other):
+    mean, = pose.mean_angles([[one], [other]])
+    apart, _ = pose.rotation_errors(np.array([one, other, one]),
+                                    np.array([mean, mean, other]))
+    if apart[2] < 179:  # opposite rotations have many means
+        np.testing.assert_allclose(apart[:2], apart[2] / 2, atol=1e-4)
+
+
+def test_a_mean_of_equal_answers_keeps_a_yaw_beyond_90():
+    answer = np.array([[94.0, 10, -20], [-93.0, 5, 8]])
+    np.testing.assert_allclose(pose.mean_angles([answer, answer]), answer)
+
+
 @settings(deadline=None, max_examples=40)
 @given(boxes, st.sampled_from([64, 224]))
 def test_the_protocol_crop_is_the_published_pipeline(box, size):

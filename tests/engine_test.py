@@ -1,6 +1,7 @@
 """Training, testing and checkpoints, by what a user of the scripts sees."""
 import concurrent.futures
 import functools
+import json
 import os
 import pickle
 import re
@@ -22,7 +23,7 @@ import train_attnet
 import train_shufflenet
 import utils
 from hopenet import AttNet, WeightsError
-from pose import AXES
+from pose import AXES, MIRROR
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, TEST_LINE
 
@@ -293,7 +294,8 @@ def test_the_test_line_table_and_files(trained, sample, run, tmp_path,
     assert count == '9'
     table = pd.read_csv('out/p.csv')
     assert table.columns.tolist() == ['name', 'yaw', 'pitch', 'roll',
-                                      'yaw_true', 'pitch_true', 'roll_true']
+                                      'yaw_true', 'pitch_true', 'roll_true',
+                                      'spread']
     errors = [np.abs(table[axis] - table[axis + '_true']).mean()
               for axis in AXES]
     assert [float(f) for f in figures] == pytest.approx(
@@ -314,6 +316,28 @@ def test_the_order_and_size_of_batches_do_not_change_the_result(
     assert len(lines) == 1
 
 
+def test_flip_is_the_mean_of_a_crop_and_its_mirror_image(trained, sample,
+                                                         run, tmp_path):
+    model, _ = utils.load_network(trained / 'shufflenet.pkl', ShuffleNet)
+    images = torch.randint(256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    images = torch.cat((images, images.flip(-1)))
+    plain = engine.predict(model.eval(), images)
+    both = engine.predict(model, images, flip=True)
+    np.testing.assert_allclose(both.angles[:2], both.angles[2:] * MIRROR,
+                               atol=1e-3)
+    assert np.abs(both.angles - plain.angles).max() > 0.01
+    tables = []
+    for more in ((), ('--flip',)):
+        status, _, err = run(test_shufflenet, *test_options(
+            sample, trained / 'shufflenet.pkl', '--predictions',
+            tmp_path / 'p.csv', '--report', tmp_path / 'r', *more))
+        assert status == 0, err
+        tables.append(pd.read_csv(tmp_path / 'p.csv'))
+    assert (tables[0].yaw - tables[1].yaw).abs().max() > 0.01
+    report = json.loads((tmp_path / 'r' / 'report.json').read_text())
+    assert report['protocol']['flip'] is True
+
+
 def test_a_collapsed_model_is_called_one(sample, run, tmp_path):
     torch.save(ShuffleNet().state_dict(), tmp_path / 'fresh.pkl')
     _, out, _ = run(test_shufflenet, *test_options(
@@ -330,8 +354,8 @@ def test_pictures_that_cannot_be_written_fail_loudly(trained, sample, run,
     assert status == 1 and 'output/images/' in err and 'written' in err
 
 
-@pytest.mark.parametrize('landmarks, mae', [('visible', 3.75),
-                                            ('raw', 13.45)])
+@pytest.mark.parametrize('landmarks, mae', [('visible', 3.745),
+                                            ('raw', 13.454)])
 def test_third_party_weights_have_their_known_error(real, run, landmarks,
                                                     mae):
     folder, lists = real
@@ -342,7 +366,21 @@ def test_third_party_weights_have_their_known_error(real, run, landmarks,
         '--snapshot', snapshot, '--landmarks', landmarks)
     assert status == 0, err
     count, *_, measured = TEST_LINE.search(out).groups()
-    assert count == '30' and float(measured) == pytest.approx(mae, abs=0.05)
+    assert count == '30' and float(measured) == pytest.approx(mae, abs=0.005)
+
+
+@pytest.mark.parametrize('landmarks, mae', [('visible', 5.402),
+                                            ('raw', 11.551)])
+def test_third_party_weights_on_the_recrops(recrops, third_party, run,
+                                            landmarks, mae):
+    folder, filename_list = recrops
+    status, out, err = run(
+        test_shufflenet, '--gpu', -1, '--data_dir', folder,
+        '--filename_list', filename_list, '--snapshot', third_party,
+        '--landmarks', landmarks)
+    assert status == 0, err
+    count, *_, measured = TEST_LINE.search(out).groups()
+    assert count == '1955' and float(measured) == pytest.approx(mae, abs=0.01)
 
 
 # --------------------------------------------------------------- checkpoints

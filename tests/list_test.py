@@ -8,6 +8,12 @@ import scipy.io
 import filename_generator
 from tests import sample_data
 
+# The images of AFLW2000 with an angle beyond 99 degrees.
+BEYOND = {f'image{number}' for number in (
+    '00032 00088 00091 00139 00150 00179 00188 00260 00290 00339 00352 00392 '
+    '00400 00450 00617 00734 00983 01486 01530 01547 01845 01916 02000 02958 '
+    '03123 03162 03173 03174 03273 03286 04157').split()}
+
 
 @pytest.fixture
 def flat(sample, tmp_path):
@@ -49,6 +55,17 @@ def test_the_real_aflw2000_pairs(real):
 def test_the_real_300w_lp_pairs(real):
     names = real[1]['300W_LP'].read_text().splitlines()
     assert len(names) == 51 and 'AFW/AFW_134212_1_0' in names
+
+
+def test_the_recrops_keep_1955_of_1983(recrops, generate, tmp_path):
+    folder, _ = recrops
+    status, out, err = generate('AFLW2000', folder, '--output',
+                                tmp_path / 'list.txt')
+    assert status == 0, err
+    dropped = {line.split()[1].rstrip(':') for line in out.splitlines()
+               if line.startswith('dropped ')}
+    assert len(dropped) == 28 and dropped <= BEYOND
+    assert len((tmp_path / 'list.txt').read_text().split()) == 1955
 
 
 def test_the_whole_folder_is_listed_in_order(flat, generate):

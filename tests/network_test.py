@@ -295,6 +295,16 @@ def test_inference_is_the_plain_networks_within_a_thousandth_of_a_degree(
     assert model.state_dict().keys() == make().state_dict().keys()
 
 
+def test_the_spread_is_the_distributions_deviation():
+    logits = torch.full((3, 3, 66), -1e4)
+    logits[0, :, 20] = 0                     # sure of one bin
+    logits[1, :, [20, 22]] = 0               # two bins, 6 degrees apart
+    logits[2, 0, [10, 30]] = 0               # 60 degrees apart, in yaw alone
+    logits[2, 1:, 20] = 0
+    torch.testing.assert_close(
+        hopenet.spread(logits), torch.tensor([0, 3, (30 ** 2 / 3) ** 0.5]))
+
+
 def test_a_fresh_network_has_live_statistics():
     model = ShuffleNet().train()
     model.freeze_statistics()

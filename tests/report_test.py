@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 import pose
 import report
 import test_shufflenet
+from engine import Evaluation
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, TEST_LINE
 
@@ -128,6 +129,8 @@ def check_numbers(report, out):
         assert found['median'] == pytest.approx(np.median(abs(difference)))
         assert sum(row['images'] for row in report['ranges'][axis]
                    ) == int(count)
+    assert report['coverage'][0]['MAE'] == pytest.approx(
+        report['axes']['MAE']['error'])
     if int(count) > 1:
         assert all(row['low'] < row['error'] < row['high']
                    for row in report['axes'].values())
@@ -247,6 +250,19 @@ def test_rotation_errors_are_scipys():
     cosines = np.diagonal(turn.as_matrix(), axis1=1, axis2=2)
     np.testing.assert_allclose(
         vectors, np.degrees(np.arccos(cosines.clip(-1, 1))), atol=1e-5)
+
+
+def test_coverage_keeps_the_surest_images():
+    rng = np.random.default_rng(8)
+    true = rng.uniform(-60, 60, (200, 3))
+    spread = rng.uniform(1, 9, 200)
+    result = Evaluation(0.0, np.arange(200), true + spread[:, None], true,
+                        spread)
+    table = report.coverage_table(result)
+    assert table['images'].tolist() == [200, 190, 180, 160, 140, 120, 100]
+    assert table.MAE[0] == pytest.approx(spread.mean())
+    assert table.MAE.iloc[-1] == pytest.approx(np.sort(spread)[:100].mean())
+    assert table['spread up to'].is_monotonic_decreasing
 
 
 def test_a_roll_turns_all_but_the_vector_out_of_the_face():

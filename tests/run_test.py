@@ -487,9 +487,9 @@ def test_the_log_notes_overfitting(sample, tmp_path, monkeypatch, capsys):
         current[:] = next(losses)
         return current[0]
 
-    def fake_evaluation(*args):
+    def fake_evaluation(*args, **kwargs):
         return engine.Evaluation(current[1], np.arange(2), np.zeros((2, 3)),
-                                 np.ones((2, 3)))
+                                 np.ones((2, 3)), np.ones(2))
     monkeypatch.setattr(engine, 'train_epoch', fake_epoch)
     monkeypatch.setattr(train_shufflenet, 'MultiStepLR', FakeSchedule)
     monkeypatch.setattr(engine, 'evaluate', fake_evaluation)
