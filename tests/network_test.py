@@ -1,7 +1,9 @@
 """The networks and the method, against second implementations."""
 import copy
 import itertools
+import re
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -274,6 +276,22 @@ def test_frozen_norms_in_the_convolutions_change_no_gradient(make,
         results.append([logits] + [p.grad for p in model.parameters()])
     for one, other in zip(*results):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_the_convention_is_scipys_and_opencvs_as_pose_says():
+    line, = re.findall(r'^    (Rotation.from_euler.*)$', pose.__doc__, re.M)
+    example = re.compile(r'yaw ([\d.]+), pitch ([\d.]+), roll ([\d.]+) is\s+'
+                         r'x ([-\d.]+), y ([-\d.]+),\s+z ([-\d.]+)')
+    found = [[float(number) for number in numbers]
+             for numbers in example.findall(pose.__doc__)]
+    assert len(found) == 2
+    for yaw, pitch, roll, *opencv in found:
+        matrix = pose.rotation_matrix((yaw, pitch, roll))
+        np.testing.assert_allclose(matrix, eval(line, {
+            'Rotation': Rotation, 'yaw': yaw, 'pitch': pitch,
+            'roll': roll}), atol=1e-12)
+        np.testing.assert_allclose(cv2.RQDecomp3x3(matrix)[0], opencv,
+                                   atol=0.05)
 
 
 @pytest.mark.parametrize('make', [AttNet, lambda: AttNet('none'), ShuffleNet])

@@ -175,6 +175,12 @@ def test_the_benchmark_runs(clone):
         assert f'({part}) ' in done.stdout
 
 
+def test_the_shipped_recipe_needs_data(clone):
+    done = shell(clone, 'bash train.sh faces')
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith('train.sh faces: data/300W_LP is not there')
+
+
 @pytest.mark.parametrize('script', ['train.sh', 'test.sh'])
 def test_an_unknown_network_is_refused(clone, script):
     done = shell(clone, f'bash {script} mobilenet')
@@ -194,6 +200,7 @@ def test_the_documents_commands(clone, sample, tmp_path):
             'python filename_generator.py --dataset 300W-LP '
             '--dataset_path ./data/300W-LP',
             f'bash train.sh shufflenet --pretrained none {quick}',
+            f'bash train.sh faces {quick} --num_epochs 12',
             'mv data/300W-LP data/300W_LP',
             'python train_attnet.py --gpu 0 --num_epochs 25 --batch_size 32 '
             '--lr 0.00001 --dataset Pose_300W_LP --data_dir ./data/300W_LP/ '
@@ -210,7 +217,7 @@ def test_the_documents_commands(clone, sample, tmp_path):
         assert 'No data set' not in done.stdout
         if 'test' in command.split()[1]:
             assert 'on the 9 test images. Yaw: ' in done.stdout
-    assert {'resnet.pkl', 'shufflenet.pkl'} <= set(
+    assert {'resnet.pkl', 'shufflenet.pkl', 'shufflenet_own.pkl'} <= set(
         os.listdir(folder / 'checkpoints'))
 
 
