@@ -281,7 +281,7 @@ def test_frozen_norms_in_the_convolutions_change_no_gradient(make,
 def test_the_convention_is_scipys_and_opencvs_as_pose_says():
     line, = re.findall(r'^    (Rotation.from_euler.*)$', pose.__doc__, re.M)
     example = re.compile(r'yaw ([\d.]+), pitch ([\d.]+), roll ([\d.]+) is\s+'
-                         r'x ([-\d.]+), y ([-\d.]+),\s+z ([-\d.]+)')
+                         r'x ([-\d.]+), y ([-\d.]+),\s+z ([-\d.]+\d)')
     found = [[float(number) for number in numbers]
              for numbers in example.findall(pose.__doc__)]
     assert len(found) == 2
