@@ -3,38 +3,64 @@
     python filename_generator.py --dataset AFLW2000
     python filename_generator.py --dataset 300W-LP --dataset_path data/300W-LP
 
-The list holds one name a line, sorted, without extension.  Images with an
-angle beyond +-99 degrees are left out; AFLW2000 then has 1,969 of 2,000.
+The list holds one name a line, sorted, without extension; an image is a .jpg,
+.jpeg or .png beside its .mat.  Both are read as strictly as training and test
+read them, and what is damaged is named.  Images with an angle beyond +-99
+degrees are left out; AFLW2000 then has 1,969 of 2,000.
 """
+import collections
+import contextlib
+import multiprocessing
 import os
+import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from multiprocessing import connection
 
 from options import DATASETS, parse_filenames, run_main
 
 if __name__ == '__main__':  # --help and mistakes do not wait for the rest
     parse_filenames(__doc__)
 
-from PIL import Image
 from tqdm import tqdm
 
-from datasets import DataError, face_box, read_mat
+from datasets import (ENDINGS, DataError, can_be_listed, check_image, fault,
+                      find_images, read_labels, shown, two_images)
 from pose import beyond_range
+from transforms import crop_problem
 
 EXPECTED_AFLW2000 = 1969
-NOT_PAIRS = ('Code', 'landmarks')  # folders of the releases without images
+# Folders without images: of the releases, and what macOS adds to archives.
+NOT_PAIRS = ('Code', 'landmarks', '__MACOSX')
 BAD_SHOWN = 20
+JOB = 64  # pairs that a process is given at once
 
 
-def find_names(folder, subfolder=''):
-    """Returns the names that have a .jpg and those that have a .mat."""
-    names = {'.jpg': set(), '.mat': set()}
-    for file in os.listdir(os.path.join(folder, subfolder)):
-        name, extension = os.path.splitext(file)
-        if extension in names:
-            names[extension].add(os.path.join(subfolder, name))
-    return names['.jpg'], names['.mat']
+class Stopped(Exception):
+    """The run was asked to stop, by the signal `number`."""
+
+    def __init__(self, number):
+        super().__init__('Interrupted.')
+        self.status = 128 + number  # as a shell has it
+
+
+def stop_at_signals():
+    """Lets the first SIGINT or SIGTERM raise `Stopped`, and no other.
+
+    Ctrl-C comes twice easily: by an impatient hand, or from `timeout`, which
+    signals the process and then its group.  A second one would fall into the
+    cleaning up after the first.
+    """
+    process, numbers = os.getpid(), (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number, _):
+        if os.getpid() != process:  # one that was forked just now
+            os._exit(128 + number)
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    for number in numbers:
+        signal.signal(number, stop)
 
 
 def find_pairs(folder, dataset, include_flips=False):
@@ -44,62 +70,187 @@ def find_pairs(folder, dataset, include_flips=False):
     which each counts that holds images: the release's, and one's own.
 
     Returns:
-        names: sorted names, relative to the folder, that have both files.
-        lonely: what is missing, a line for each name that has one file.
+        pairs: sorted (name, image file), relative to the folder, of names
+            that have an image and a .mat file.
+        bad: what cannot be used, a line for each name: one file without the
+            other, two images, a name that no list can hold.
+
+    Raises:
+        DataError: a folder cannot be read.
     """
-    subfolders = ['']
-    if dataset == '300W_LP':
-        subfolders = [
-            entry.name for entry in os.scandir(folder)
+    pairs, bad = [], []
+    try:
+        for subfolder in find_subfolders(folder, dataset, include_flips):
+            images = find_images(folder, subfolder)
+            mats = find_mats(folder, subfolder)
+            bad += [f'{shown(name)}.mat has no image ({", ".join(ENDINGS)})'
+                    for name in mats - images.keys()]
+            for name, files in images.items():
+                problem = pair_problem(name, files, mats)
+                if problem:
+                    bad.append(f'{shown(files[0])}: {problem}')
+                else:
+                    pairs.append((name, files[0]))
+    except OSError as error:
+        raise fault(error.filename, error.strerror) from None
+    return sorted(pairs), sorted(bad)
+
+
+def find_subfolders(folder, dataset, include_flips):
+    """Returns the folders of a data set that may hold pairs."""
+    if dataset != '300W_LP':
+        return ['']
+    return [entry.name for entry in os.scandir(folder)
             if entry.is_dir() and entry.name not in NOT_PAIRS
             and not entry.name.startswith('.')
             and (include_flips or not entry.name.endswith('_Flip'))]
-    names, lonely = [], []
-    for subfolder in subfolders:
-        images, mats = find_names(folder, subfolder)
-        names += images & mats
-        lonely += [f'{name}.jpg has no .mat' for name in images - mats]
-        lonely += [f'{name}.mat has no .jpg' for name in mats - images]
-    return sorted(names), sorted(lonely)
 
 
-def check_pair(folder, name):
+def find_mats(folder, subfolder):
+    """Returns the set of names, relative to the folder, that have a .mat."""
+    return {os.path.join(subfolder, file.removesuffix('.mat'))
+            for file in os.listdir(os.path.join(folder, subfolder))
+            if file.endswith('.mat') and not file.startswith('._')}
+
+
+def pair_problem(name, files, mats):
+    """Says why a name with images is no pair, or returns None.
+
+    Args:
+        name: relative to the data folder.
+        files: its images, see `find_images`.
+        mats: the names that have a .mat file.
+    """
+    if name not in mats:
+        return 'has no .mat'
+    if len(files) > 1:
+        return two_images(files, name)
+    if not can_be_listed(name):
+        return ('no list can hold this name: it has a line end, or starts or '
+                'ends with a space')
+    return None
+
+
+def check_pair(folder, name, file):
     """Says what is wrong with a pair: returns (name, verdict, reason).
 
     The verdict is 'kept', 'dropped' (beyond +-99 degrees) or 'bad'.
     """
-    path = file = os.path.join(folder, f'{name}.mat')
+    image = os.path.join(folder, file)
     try:
-        angles, pt2d = read_mat(path)
-        face_box(pt2d)
-        file = os.path.join(folder, f'{name}.jpg')
-        with Image.open(file) as image:
-            # Reads every byte, but decodes at an eighth of the size.
-            image.draft('L', (image.width // 8, image.height // 8))
-            image.load()
-    except (DataError, OSError, SyntaxError) as error:
-        reason = str(error)
-        return name, 'bad', (reason if reason.startswith(path)
-                             else f'{file}: {reason}')
+        angles, box = read_labels(os.path.join(folder, f'{name}.mat'))
+        problem = crop_problem(box, *check_image(image))
+        if problem:
+            raise fault(image, problem)
+    except DataError as error:
+        return name, 'bad', str(error)
     beyond = beyond_range(angles)
     return name, 'dropped' if beyond else 'kept', beyond
 
 
-def check_pairs(folder, names, workers):
-    """Checks all pairs on several processes; returns `check_pair`'s rows."""
-    with ProcessPoolExecutor(workers) as pool:
-        rows = pool.map(partial(check_pair, folder), names, chunksize=64)
-        return list(tqdm(rows, total=len(names), desc='checking', disable=None,
-                         leave=False))
+class Worker:
+    """A process that checks pairs, and may die of them.
+
+    Args:
+        folder: of the data set.
+    """
+
+    def __init__(self, folder):
+        self.job = []  # the pairs that it is checking
+        self.pipe, end = multiprocessing.Pipe()
+        self.process = multiprocessing.Process(
+            target=serve, args=(end, folder, os.getpid()), daemon=True)
+        self.process.start()
+        end.close()  # or its death would not close the pipe
+
+    def start(self, job):
+        """Gives it pairs; if it is dead, `finish` will tell."""
+        self.job = job
+        with contextlib.suppress(OSError):
+            self.pipe.send(job)
+
+    def finish(self):
+        """Returns `check_pair`'s rows of its job, or None: it has died."""
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            return None
+
+
+def serve(pipe, folder, parent):
+    """Checks the pairs that come through a pipe: what a `Worker` does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the parent's to end
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with contextlib.suppress(EOFError, OSError):  # no parent any more
+        while True:
+            while not pipe.poll(1):
+                if os.getppid() != parent:
+                    return
+            pipe.send([check_pair(folder, *pair) for pair in pipe.recv()])
+
+
+def check_pairs(folder, pairs, workers):
+    """Checks all pairs on several processes; returns `check_pair`'s rows.
+
+    Where a process dies, as a decoder's defect or a lack of memory has it,
+    each of its pairs is checked again by itself; one that does it again is
+    bad.
+    """
+    jobs = collections.deque(pairs[start:start + JOB]
+                             for start in range(0, len(pairs), JOB))
+    rows, crew = {}, []
+    bar = tqdm(total=len(pairs), desc='checking', disable=None, leave=False)
+    try:
+        while len(rows) < len(pairs):
+            while jobs and len(crew) < workers:
+                crew.append(Worker(folder))
+                crew[-1].start(jobs.popleft())
+            ready = connection.wait([worker.pipe for worker in crew])
+            for worker in [each for each in crew if each.pipe in ready]:
+                done = worker.finish()
+                if done is None:
+                    crew.remove(worker)
+                    done = after_death(folder, worker, jobs)
+                elif jobs:
+                    worker.start(jobs.popleft())
+                else:
+                    worker.process.kill()
+                    crew.remove(worker)
+                rows.update((row[0], row) for row in done)
+                bar.update(len(done))
+    finally:
+        for worker in crew:
+            worker.process.kill()
+        bar.close()
+    return [rows[name] for name, _ in pairs]
+
+
+def after_death(folder, worker, jobs):
+    """Returns the rows of a dead worker's job; adds what to do again."""
+    if len(worker.job) > 1:
+        jobs.extend([pair] for pair in worker.job)
+        return []
+    (name, _), = worker.job
+    return [(name, 'bad', f'{shown(os.path.join(folder, name))}: the process '
+             'that read this pair died of it (exit status '
+             f'{worker.process.exitcode})')]
 
 
 def write_list(path, names):
-    """Writes the list under a temporary name and renames it."""
+    """Writes the list under a temporary name, whole, and renames it."""
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     temporary = f'{path}.tmp'
-    with open(temporary, 'w', encoding='utf-8') as file:
-        file.writelines(f'{name}\n' for name in names)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, 'w', encoding='utf-8',
+                  errors='surrogateescape', newline='\n') as file:
+            file.writelines(f'{name}\n' for name in names)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
 
 
 def default_path(dataset):
@@ -119,9 +270,12 @@ def generate(options):
     dataset = DATASETS[options.dataset]
     folder = options.dataset_path or default_path(dataset)
     if not os.path.isdir(folder):
-        raise DataError(f'{folder}: no such folder (--dataset_path)')
-    names, bad = find_pairs(folder, dataset, options.include_flips)
-    rows = check_pairs(folder, names, options.workers)
+        raise fault(folder, 'no such folder (--dataset_path)')
+    path = options.output or os.path.join(folder, 'filename_list.txt')
+    if os.path.splitext(path)[1].lower() in (*ENDINGS, '.mat'):
+        raise fault(path, 'a list would replace an image or its labels')
+    pairs, bad = find_pairs(folder, dataset, options.include_flips)
+    rows = check_pairs(folder, pairs, options.workers)
     bad += [reason for _, verdict, reason in rows if verdict == 'bad']
     kept = [name for name, verdict, _ in rows if verdict == 'kept']
     for line in bad[:BAD_SHOWN]:
@@ -129,19 +283,18 @@ def generate(options):
     if bad[BAD_SHOWN:]:
         print(f'... and {len(bad) - BAD_SHOWN} more', file=sys.stderr)
     if bad and not options.skip_bad:
-        raise DataError(f'{folder}: {len(bad)} unusable files, named above; '
-                        'no list is written (--skip_bad leaves them out)')
+        raise fault(folder, f'{len(bad)} unusable files, named above; '
+                    'no list is written (--skip_bad leaves them out)')
     if not kept:
-        raise DataError(
-            f'{folder}: no .jpg and .mat pairs to list'
+        raise fault(
+            folder, 'no .jpg and .mat pairs to list'
             + ('; the pairs of 300W-LP lie in subfolders (AFW, HELEN, ...)'
                if dataset == '300W_LP' else ''))
-    path = options.output or os.path.join(folder, 'filename_list.txt')
     try:
         write_list(path, kept)
     except OSError as error:
-        raise DataError(f'{path}: {error.strerror}; --output FILE writes the '
-                        'list elsewhere') from None
+        raise fault(path, f'{error.strerror}; --output FILE writes the list '
+                    'elsewhere') from None
     report(path, dataset, rows, len(bad))
     return kept
 
@@ -151,9 +304,9 @@ def report(path, dataset, rows, bad):
     dropped = [row for row in rows if row[1] == 'dropped']
     kept = len(rows) - len(dropped) - sum(row[1] == 'bad' for row in rows)
     for name, _, reason in dropped:
-        print(f'dropped {name}: {reason}')
-    print(f'{path}: {kept:,} kept, {len(dropped):,} dropped (an angle beyond '
-          f'+-99 degrees), {bad:,} unusable')
+        print(f'dropped {shown(name)}: {reason}')
+    print(f'{shown(path)}: {kept:,} kept, {len(dropped):,} dropped (an angle '
+          f'beyond +-99 degrees), {bad:,} unusable')
     if dataset == 'AFLW2000':
         verdict = ('as expected' if kept == EXPECTED_AFLW2000 else
                    'this is not the whole release')
@@ -167,4 +320,5 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(run_main(main, DataError))
+    stop_at_signals()
+    sys.exit(run_main(main, DataError, Stopped))

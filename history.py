@@ -42,7 +42,8 @@ def refuse_differences(path, before, now, override=False):
 def provenance(record, loaders, device):
     """Returns where a result comes from, as plain types."""
     def digest(text):
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]
 
     annotations = loaders[0].dataset.annotations
     training, validation = (loader.batch_sampler.indices.tolist()

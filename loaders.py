@@ -3,6 +3,7 @@
 An image is a uint8 array (size, size, 3), RGB; it becomes a network's float
 input on the device (`hopenet.normalize`), where that costs least.
 """
+import collections
 import os
 import signal
 
@@ -12,9 +13,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
-from datasets import (DataError, photograph, read_annotations,
-                      read_training_image)
-from transforms import DRAWS, Augmentation, augmented_crop, protocol_crop
+from datasets import (DataError, fault, photograph, read_annotations,
+                      read_image, shown)
+from transforms import (DRAWS, Augmentation, augmented_crop, crop_problem,
+                        protocol_crop)
+
+# Of all images, in validation: beyond these 9:1 is no longer what was asked.
+LEAST_SHARE, MOST_SHARE = 0.05, 0.2
 
 
 class PoseDataset:
@@ -47,8 +52,7 @@ class PoseDataset:
 
     def path(self, index):
         """Returns the path of an image."""
-        return os.path.join(self.data_dir,
-                            self.annotations.names[index] + '.jpg')
+        return os.path.join(self.data_dir, self.annotations.images[index])
 
     def draws(self, epoch):
         """Returns the random numbers of an epoch, (N, DRAWS) in [0, 1)."""
@@ -69,22 +73,23 @@ class PoseDataset:
             uint8 array (size, size, 3), float32 array (3,), int.
 
         Raises:
-            DataError: the image is missing or damaged.
+            DataError: the image is missing or damaged, or its face box lies
+                outside it.
         """
         epoch, index = key
         path, box = self.path(index), self.annotations.boxes[index]
         angles = self.annotations.angles[index]
-        try:
-            if self.augment:
-                image, angles = augmented_crop(
-                    read_training_image(path), box, angles,
-                    self.draws(epoch)[index], self.size, self.more)
-            else:
-                image = np.array(protocol_crop(
-                    Image.open(path).convert('RGB'), box, self.size))
-        except (OSError, SyntaxError) as error:  # Pillow raises both
-            raise DataError(f'{path}: cannot be read as an image '
-                            f'({error})') from None
+        image = read_image(path, fast=self.augment)
+        problem = crop_problem(box, *image.shape[1::-1])
+        if problem:
+            raise fault(path, problem)
+        if self.augment:
+            image, angles = augmented_crop(
+                image, box, angles, self.draws(epoch)[index], self.size,
+                self.more)
+        else:
+            image = np.array(protocol_crop(Image.fromarray(image), box,
+                                           self.size))
         return image, angles.astype(np.float32), index
 
 
@@ -98,12 +103,14 @@ class Batches:
     """Yields lists of (epoch, index), the keys of `PoseDataset`.
 
     Several processes share each batch: its size is that of all their parts.
-    No image is given twice, and none is left out, but for one case: at the
-    end of a training epoch, a batch with fewer images than processes.
+    No image is given twice, and none is left out.  In training every process
+    has a part of each batch: where fewer images than processes are left at
+    the end of an epoch, they join the batch before.
 
     Args:
         indices: the images to go through.
-        batch_size: of all processes; the last batch has what is left.
+        batch_size: of all processes, at least one image each; the last batch
+            has what is left.
         shuffle: training: a new order each epoch, of (seed, epoch) alone.
         seed: of the order.
         rank: of this process.
@@ -125,12 +132,13 @@ class Batches:
         return [len(batch) for batch in self._split(self.indices)]
 
     def _split(self, order):
-        # In training every process must have a part, to take each step; in
-        # evaluation those without simply do nothing.
-        least = self.world if self.shuffle else self.rank + 1
         starts = range(0, len(order), self.batch_size)
         batches = [order[start:start + self.batch_size] for start in starts]
-        return [batch for batch in batches if len(batch) >= least]
+        if not self.shuffle:  # processes without a part simply do nothing
+            return [batch for batch in batches if len(batch) > self.rank]
+        if len(batches) > 1 and len(batches[-1]) < self.world:
+            batches[-2:] = [np.concatenate(batches[-2:])]
+        return batches
 
     def __len__(self):
         return len(self._split(self.indices))
@@ -180,6 +188,33 @@ def split_names(names, by='photo', seed=0, share=0.1):
         validation += groups[position]
     training = sorted(set(range(len(names))) - set(validation))
     return training, sorted(validation)
+
+
+def check_split(names, training, validation, by='photo'):
+    """Says how many images, and photographs, are on either side of a split.
+
+    Args:
+        names: of all images.
+        training, validation: see `split_names`, as is `by`.
+
+    Raises:
+        DataError: a split by photograph is far from 9:1.
+    """
+    counts = [f'{len(indices):,} images' + (
+        '' if by == 'image' else ' of '
+        f'{len({photograph(names[index]) for index in indices}):,} '
+        'photographs') for indices in (training, validation)]
+    text = f'{counts[0]} to train on, {counts[1]} to validate on'
+    share = len(validation) / len(names)
+    if by == 'photo' and not LEAST_SHARE <= share <= MOST_SHARE:
+        largest, count = collections.Counter(
+            map(photograph, names)).most_common(1)[0]
+        raise DataError(
+            f'the split by photograph is not 9:1: {text}. Names that differ '
+            'in the number at their end are taken for renderings of one '
+            f'photograph, {shown(largest)} for {count:,} of them; if they '
+            'are not, --split image')
+    print(text)
 
 
 def make_loader(dataset, batches, workers=0, device='cpu'):
@@ -239,10 +274,15 @@ def training_loaders(data_dir, filename_list, batch_size=32,
         rank, world: of this process, and the number of processes.
 
     Raises:
-        DataError: see `read_annotations` and `split_names`.
+        DataError: see `read_annotations`, `split_names` and `check_split`;
+            or there are fewer training images than processes.
     """
     annotations = read_annotations(data_dir, filename_list, landmarks)
     training, validation = split_names(annotations.names, split, split_seed)
+    check_split(annotations.names, training, validation, split)
+    if len(training) < world:
+        raise DataError(f'{filename_list}: {len(training)} training images '
+                        f'are too few for {world} processes')
     train_set = PoseDataset(data_dir, annotations, image_size, augment, seed,
                             more)
     val_set = PoseDataset(data_dir, annotations, image_size)

@@ -47,10 +47,17 @@ def box(text):
 box.__name__ = 'box x_min,y_min,x_max,y_max of at least 8 pixels'
 
 
+def cores():
+    """Returns how many cores this process may use."""
+    if hasattr(os, 'sched_getaffinity'):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def loaders_default():
     """Returns how many processes should load images for this one."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(8, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
+    processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    return max(1, min(8, cores() // processes))
 
 
 def new_parser(description):
@@ -289,7 +296,7 @@ def parse_filenames(description, argv=None):
         help='300W-LP: list the *_Flip folders too')
     add('--skip_bad', action='store_true',
         help='leave unusable files out instead of stopping')
-    add('--workers', type=number(int, 1), default=os.cpu_count(),
+    add('--workers', type=number(int, 1), default=cores(),
         metavar='N', help='processes; default: the cores')
     return parser.parse_args(argv)
 

@@ -35,8 +35,9 @@ def draw_face(dataset, index, angles, cube=False):
         The image, a uint8 array (H, W, 3), BGR; the centre (x, y) of the
         face's box and half its larger side, pixels.
     """
-    image = cv2.imread(dataset.path(index), cv2.IMREAD_COLOR
-                       | cv2.IMREAD_IGNORE_ORIENTATION)
+    # Not imread: a name that is no UTF-8 ends the process in it.
+    image = cv2.imdecode(np.fromfile(dataset.path(index), np.uint8),
+                         cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     box = dataset.annotations.boxes[index].reshape(2, 2)
     center, size = box.mean(0), np.ptp(box, axis=0).max() / 2
     draw_pose(image, angles, center, size, cube)

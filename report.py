@@ -161,7 +161,9 @@ def write_predictions(path, result, names):
             table[axis + suffix] = angles[:, column]
     table['spread'] = result.spread
     with atomic(path) as temporary:
-        table.to_csv(temporary, index=False, float_format='%.4f')
+        # Escapes bytes of a name that are no UTF-8.
+        table.to_csv(temporary, index=False, float_format='%.4f',
+                     errors='backslashreplace')
 
 
 def save_pictures(folder, result, dataset, cube=False):
@@ -188,8 +190,9 @@ def save_pictures(folder, result, dataset, cube=False):
                             0.5, color, width, cv2.LINE_AA)
         name = dataset.annotations.names[index]
         with atomic(os.path.join(folder, f'{name}.jpg')) as path:
-            if not cv2.imwrite(path, image):
-                raise OSError('OpenCV wrote nothing')
+            # Not imwrite: a name that is no UTF-8 ends the process in it.
+            with open(path, 'wb') as file:
+                file.write(cv2.imencode('.jpg', image)[1])
 
 
 # --------------------------------------------------------------- the report
@@ -218,7 +221,8 @@ def write_report(folder, result, dataset, content, protocol):
     for name, text in (('report.html', page),
                        ('report.json', json.dumps(numbers, indent=1))):
         with atomic(os.path.join(folder, name)) as path:
-            with open(path, 'w', encoding='utf-8') as file:
+            with open(path, 'w', encoding='utf-8',
+                      errors='backslashreplace') as file:
                 file.write(text)
 
 

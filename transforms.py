@@ -21,6 +21,14 @@ PROTOCOL_K = 0.2
 BLUR = np.ones((5, 5), np.float32) / 16
 BLUR[1:4, 1:4] = 0
 
+# What can be cropped: sides of a face box, pixels; its longer side over its
+# shorter (3.3 at most in AFLW2000); its size over the picture's; and sides of
+# a picture.  Beyond these a crop has no pixel, or fills the memory.
+MIN_BOX, MAX_BOX = 4, 10_000
+MAX_SHAPE = 10
+MAX_SHARE = 4
+MIN_PICTURE = 8
+
 DRAWS = 14  # random numbers for a training image
 
 
@@ -52,6 +60,39 @@ def expand_box(box, k, side):
     x_max += side * k * abs(x_max - x_min)
     y_max += BELOW * k * abs(y_max - y_min)
     return int(x_min), int(y_min), int(x_max), int(y_max)
+
+
+def crop_problem(box, width=math.inf, height=math.inf):
+    """Says in a line why a face cannot be cropped, or returns None.
+
+    Of what passes, `protocol_crop` and `augmented_crop` make crops, whatever
+    the draws.
+
+    Args:
+        box: x_min, y_min, x_max, y_max, pixels.
+        width, height: of the picture; infinite where it is not known yet.
+    """
+    if not np.isfinite(box).all():
+        return 'the face box is not finite'
+    x_min, y_min, x_max, y_max = map(float, box)
+    wide, high = x_max - x_min, y_max - y_min
+    size = f'the face box of {wide:.1f} x {high:.1f} pixels is'
+    if min(wide, high) < MIN_BOX:
+        return f'{size} too small: {MIN_BOX} are the least'
+    if max(wide, high) > MAX_BOX:
+        return f'{size} too large: {MAX_BOX:,} are the most'
+    if max(wide, high) > MAX_SHAPE * min(wide, high):
+        return f'{size} no face: one side is over {MAX_SHAPE} times the other'
+    if min(width, height) < MIN_PICTURE:
+        return (f'the picture of {width} x {height} pixels is too small: '
+                f'{MIN_PICTURE} are the least')
+    if max(wide, high) > MAX_SHARE * max(width, height):
+        return (f'{size} over {MAX_SHARE} times as large as the picture of '
+                f'{width} x {height}')
+    if (min(x_max, width) - max(x_min, 0) < 1
+            or min(y_max, height) - max(y_min, 0) < 1):
+        return f'{size} outside the picture of {width} x {height}'
+    return None
 
 
 def resized(width, height, shorter):

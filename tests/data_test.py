@@ -205,7 +205,7 @@ def test_real_training_crops_are_hopenets(real):
             image = Image.open(path).convert('RGB')
             draws = (*rng.random(4), 1)
             apart.append(grey_levels_apart(
-                image, box, draws, ours=datasets.read_training_image(path)))
+                image, box, draws, ours=datasets.read_image(path, fast=True)))
     assert len(apart) == 81
     print(f'mean {np.mean(apart):.2f}, largest {max(apart):.2f} grey levels')
     assert max(apart) < 1
@@ -389,7 +389,8 @@ def test_images_are_rgb(tmp_path):
     blue = Image.new('RGB', (300, 300), (0, 0, 255))
     blue.save(tmp_path / 'x.jpg')
     annotations = datasets.Annotations(
-        ['x'], np.zeros((1, 3), np.float32), np.array([[100., 100, 200, 200]]))
+        ['x'], np.zeros((1, 3), np.float32),
+        np.array([[100., 100, 200, 200]]), ['x.jpg'])
     for augment in (False, True):
         items = loaders.PoseDataset(tmp_path, annotations, 64, augment)
         red, _, blue = items[0, 0][0].transpose(2, 0, 1)
@@ -546,7 +547,7 @@ def test_a_truncated_image_is_named(broken, augment):
 def test_jpegs_of_any_colours_are_read(tmp_path, mode):
     image = noise_image(90, 70).convert(mode)
     image.save(tmp_path / 'x.jpg', quality=95)
-    read = datasets.read_training_image(tmp_path / 'x.jpg')
+    read = datasets.read_image(tmp_path / 'x.jpg', fast=True)
     expected = np.asarray(Image.open(tmp_path / 'x.jpg').convert('RGB'))
     assert read.shape == (70, 90, 3)
     assert np.abs(read.astype(int) - expected).mean() < 5
@@ -554,9 +555,9 @@ def test_jpegs_of_any_colours_are_read(tmp_path, mode):
 
 def test_bytes_after_a_jpeg_do_no_harm(broken):
     path = broken / 'image00004.jpg'
-    before = datasets.read_training_image(path)
+    before = datasets.read_image(path, fast=True)
     path.write_bytes(path.read_bytes() + b'\0' * 500)
-    np.testing.assert_array_equal(before, datasets.read_training_image(path))
+    np.testing.assert_array_equal(before, datasets.read_image(path, fast=True))
 
 
 def test_lists(tmp_path):
