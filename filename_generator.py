@@ -10,16 +10,18 @@ degrees are left out; AFLW2000 then has 1,969 of 2,000.
 """
 import collections
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
 import sys
 from multiprocessing import connection
 
-from options import DATASETS, parse_filenames, run_main
+from options import DATASETS, noted_signals, parse_filenames, run_main
 
 if __name__ == '__main__':  # --help and mistakes do not wait for the rest
     parse_filenames(__doc__)
+    received = noted_signals()
 
 from tqdm import tqdm
 
@@ -41,26 +43,6 @@ class Stopped(Exception):
     def __init__(self, number):
         super().__init__('Interrupted.')
         self.status = 128 + number  # as a shell has it
-
-
-def stop_at_signals():
-    """Lets the first SIGINT or SIGTERM raise `Stopped`, and no other.
-
-    Ctrl-C comes twice easily: by an impatient hand, or from `timeout`, which
-    signals the process and then its group.  A second one would fall into the
-    cleaning up after the first.
-    """
-    process, numbers = os.getpid(), (signal.SIGINT, signal.SIGTERM)
-
-    def stop(number, _):
-        if os.getpid() != process:  # one that was forked just now
-            os._exit(128 + number)
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
-
-    for number in numbers:
-        signal.signal(number, stop)
 
 
 def find_pairs(folder, dataset, include_flips=False):
@@ -190,12 +172,21 @@ def serve(pipe, folder, parent):
             pipe.send([check_pair(folder, *pair) for pair in pipe.recv()])
 
 
-def check_pairs(folder, pairs, workers):
+def check_pairs(folder, pairs, workers, stop=()):
     """Checks all pairs on several processes; returns `check_pair`'s rows.
 
     Where a process dies, as a decoder's defect or a lack of memory has it,
     each of its pairs is checked again by itself; one that does it again is
     bad.
+
+    Args:
+        folder: of the data set.
+        pairs: (name, image file), see `find_pairs`.
+        workers: processes.
+        stop: signals received; the first ends it.
+
+    Raises:
+        Stopped: a signal came.
     """
     jobs = collections.deque(pairs[start:start + JOB]
                              for start in range(0, len(pairs), JOB))
@@ -206,7 +197,9 @@ def check_pairs(folder, pairs, workers):
             while jobs and len(crew) < workers:
                 crew.append(Worker(folder))
                 crew[-1].start(jobs.popleft())
-            ready = connection.wait([worker.pipe for worker in crew])
+            ready = connection.wait([worker.pipe for worker in crew], 0.1)
+            if stop:
+                raise Stopped(stop[0])
             for worker in [each for each in crew if each.pipe in ready]:
                 done = worker.finish()
                 if done is None:
@@ -260,8 +253,12 @@ def default_path(dataset):
     return next(filter(os.path.isdir, spellings), spellings[0])
 
 
-def generate(options):
+def generate(options, stop=()):
     """Checks the folder and writes the list; returns the names in it.
+
+    Args:
+        options: of the command line.
+        stop: signals received, see `check_pairs`.
 
     Raises:
         DataError: no folder, no pairs, or pairs that cannot be used; nothing
@@ -275,7 +272,7 @@ def generate(options):
     if os.path.splitext(path)[1].lower() in (*ENDINGS, '.mat'):
         raise fault(path, 'a list would replace an image or its labels')
     pairs, bad = find_pairs(folder, dataset, options.include_flips)
-    rows = check_pairs(folder, pairs, options.workers)
+    rows = check_pairs(folder, pairs, options.workers, stop)
     bad += [reason for _, verdict, reason in rows if verdict == 'bad']
     kept = [name for name, verdict, _ in rows if verdict == 'kept']
     for line in bad[:BAD_SHOWN]:
@@ -314,11 +311,14 @@ def report(path, dataset, rows, bad):
               f'degrees: {verdict}')
 
 
-def main(argv=None):
-    """Runs the command; `argv` is a list of options, for tests."""
-    generate(parse_filenames(__doc__, argv))
+def main(argv=None, stop=()):
+    """Runs the command; `argv` is a list of options, for tests.
+
+    `stop` is the list of signals that end it.
+    """
+    generate(parse_filenames(__doc__, argv), stop)
 
 
 if __name__ == '__main__':
-    stop_at_signals()
-    sys.exit(run_main(main, DataError, Stopped))
+    sys.exit(run_main(functools.partial(main, stop=received), DataError,
+                      Stopped))

@@ -8,7 +8,9 @@ import argparse
 import inspect
 import math
 import os
+import signal
 import sys
+import time
 
 SHIPPED = 'checkpoints/shufflenet_faces.pkl'
 # A network's name on the command line, and its checkpoint's.
@@ -18,6 +20,7 @@ CHECKPOINTS = {'attnet': 'checkpoints/resnet.pkl',
 DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
             '300W_LP': '300W_LP', '300W-LP': '300W_LP',
             'Pose_300W_LP': '300W_LP'}
+PATIENCE = 3  # seconds that a run has to end in after a signal
 # What follows from the options and the machine.
 DERIVED = {'device', 'rank', 'world'}
 
@@ -359,6 +362,28 @@ def parse_export(description, argv=None):
     add('--raw', action='store_true',
         help='take uint8 RGB pixels (N, H, W, 3); normalisation inside')
     return parser.parse_args(argv)
+
+
+def noted_signals():
+    """Notes SIGINT and SIGTERM, from now on, in the list that it returns.
+
+    Nothing is raised: an exception would fall into whatever runs just now,
+    the cleaning up after an earlier signal included.  Ctrl-C comes twice
+    easily, by an impatient hand or from `timeout`, which signals the process
+    and then its group; one that comes after seconds ends the process at once.
+    """
+    process, received, times = os.getpid(), [], []
+
+    def note(number, _):
+        times.append(time.monotonic())
+        # A process that was forked just now has nothing to clean up.
+        if os.getpid() != process or times[-1] - times[0] > PATIENCE:
+            os._exit(128 + number)
+        received.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return received
 
 
 def run_main(main, *errors):

@@ -2,7 +2,10 @@
 import io
 import os
 import shutil
+import struct
+import zlib
 
+import cv2
 import numpy as np
 import pytest
 import scipy.io
@@ -61,6 +64,10 @@ def test_the_angles_are_yaw_pitch_roll_in_degrees(mat):
     ({'Pose_Para': POSE[:, :2], 'pt2d': POINTS}, 'at least 3'),
     ({'Pose_Para': POSE, 'pt2d': POINTS.T}, r'shape \(2, K\)'),
     ({'Pose_Para': 'text', 'pt2d': POINTS}, 'not a readable'),
+    ({'Pose_Para': POSE + 1j, 'pt2d': POINTS}, 'Pose_Para: is no array of re'),
+    ({'Pose_Para': POSE, 'pt2d': POINTS > 0}, 'pt2d: is no array of real'),
+    ({'Pose_Para': POSE.astype(object), 'pt2d': POINTS}, 'no array of real'),
+    ({'Pose_Para': {'a': POSE}, 'pt2d': POINTS}, 'no array of real'),
     ({'Pose_Para': POSE, 'pt2d': np.zeros((2, 0))}, r'shape \(2, K\)')])
 def test_a_bad_mat_is_named(mat, fields, message):
     path = mat(mat_bytes(**fields))
@@ -80,10 +87,124 @@ def test_damaged_bytes_end_in_a_data_error_or_numbers(mat, cut, tail):
     assert np.isfinite(angles).all() and pt2d.shape[0] == 2
 
 
+@pytest.mark.parametrize('kind', [0, 1, 128, 255])
+def test_what_ends_the_process_in_scipy_is_named(mat, kind):
+    # The type of Pose_Para's numbers, single precision, after its name.
+    tag = GOOD_MAT.index(b'Pose_Para') + 16
+    assert GOOD_MAT[tag:tag + 8] == struct.pack('<II', 7, 28)
+    path = mat(GOOD_MAT[:tag] + bytes([kind]) + GOOD_MAT[tag + 1:])
+    with pytest.raises(DataError, match='not a readable') as caught:
+        datasets.read_mat(path)
+    assert str(caught.value).startswith(path)
+
+
+def test_a_mat_of_matlab_73_says_so(mat):
+    head = b'MATLAB 7.3 MAT-file'.ljust(124) + b'\0\2IM'
+    for data in (head.ljust(512, b'\0') + b'\x89HDF\r\n\x1a\n',
+                 b'\x89HDF\r\n\x1a\n'.ljust(900, b'\0')):
+        with pytest.raises(DataError, match='save it with -v7'):
+            datasets.read_mat(mat(data))
+
+
+def test_a_mat_that_unpacks_to_gigabytes_is_refused(mat):
+    pack = zlib.compressobj(1)
+    packed = b''.join(pack.compress(bytes(2 ** 22)) for _ in range(17))
+    packed += pack.flush()
+    bomb = GOOD_MAT[:128] + struct.pack('<II', 15, len(packed)) + packed
+    with pytest.raises(DataError, match='unpacks to more than 67,108,864'):
+        datasets.read_mat(mat(bomb))
+    # The limit is of all arrays together.
+    packed = zlib.compress(struct.pack('<II', 14, 2 ** 25) + bytes(2 ** 25))
+    part = struct.pack('<II', 15, len(packed)) + packed
+    with pytest.raises(DataError, match='unpacks to more than 67,108,864'):
+        datasets.read_mat(mat(GOOD_MAT + part * 2))
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.mat')
+    (tmp_path / 'folder.mat').mkdir()
+    for name in ('pipe', 'folder'):
+        with pytest.raises(DataError, match=f'{name}.mat: is not a file'):
+            datasets.read_mat(tmp_path / f'{name}.mat')
+    with open(tmp_path / 'large.mat', 'wb') as file:
+        file.truncate(2 ** 26 + 1)  # it takes no place on the disk
+    with pytest.raises(DataError, match='bytes, more than 67,108,864'):
+        datasets.read_mat(tmp_path / 'large.mat')
+
+
+def as_scipy_has_it(path):
+    fields = scipy.io.loadmat(path)
+    pose, pt2d = (np.asarray(fields[name], np.float64)
+                  for name in ('Pose_Para', 'pt2d'))
+    angles, points = datasets.read_mat(path)
+    np.testing.assert_array_equal(points, pt2d)
+    np.testing.assert_array_equal(angles,
+                                  np.degrees(pose.ravel()[[1, 0, 2]]))
+
+
+NUMBER_TYPES = st.sampled_from(['f4', 'f8', 'i1', 'u1', 'i2', 'u2', 'i4',
+                                'u4', 'i8', 'u8'])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture],
+          deadline=None)
+@given(st.data())
+def test_arrays_are_those_that_scipy_reads(mat, data):
+    def array(shape):
+        values = st.integers(0, 120)
+        return np.array(data.draw(st.lists(
+            values, min_size=shape[0] * shape[1],
+            max_size=shape[0] * shape[1]))).reshape(shape).astype(
+                data.draw(NUMBER_TYPES))
+    fields = {'Pose_Para': array((1, data.draw(st.integers(3, 8)))),
+              'pt2d': array((2, data.draw(st.integers(1, 9)))),
+              'text': 'x' * data.draw(st.integers(0, 9)),
+              'others': {'a': np.ones((2, 0)), 'b': np.array([1, 'c'], object),
+                         'd': scipy.sparse.eye(3), 'e': True}}
+    names = data.draw(st.permutations(list(fields)))
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {name: fields[name] for name in names},
+                     do_compression=data.draw(st.booleans()))
+    as_scipy_has_it(mat(buffer.getvalue()))
+
+
+def test_real_mats_are_those_that_scipy_reads(real):
+    paths = sorted(real[0].glob('AFLW2000/*.mat'))
+    for path in paths + sorted(real[0].glob('300W_LP/*/*.mat')):
+        as_scipy_has_it(path)
+    assert len(paths) == 31
+
+
+def test_big_endian_mats_are_read(mat):
+    def element(kind, values, dtype):
+        data = np.array(values, dtype).tobytes()
+        return (struct.pack('>II', kind, len(data)) + data
+                + bytes(-len(data) % 8))
+
+    def matrix(name, values):
+        body = (element(6, [6, 0], '>u4') + element(5, values.shape, '>i4')
+                + element(1, list(name), 'u1')
+                + element(9, values.ravel('F'), '>f8'))
+        return struct.pack('>II', 14, len(body)) + body
+
+    angles, pt2d = datasets.read_mat(mat(
+        b'MATLAB 5.0'.ljust(124) + b'\1\0MI'
+        + matrix(b'Pose_Para', POSE.astype(float)) + matrix(b'pt2d', POINTS)))
+    np.testing.assert_allclose(angles, [-20, 10, 30], rtol=1e-6)
+    np.testing.assert_array_equal(pt2d, POINTS)
+
+
 def test_only_the_raw_protocol_takes_unseen_landmarks_for_the_face():
     pt2d = np.array([[-1, 100, 200, -1], [452, 110, 210, 452]])
     assert datasets.face_box(pt2d).tolist() == [100, 110, 200, 210]
     assert datasets.face_box(pt2d, 'raw').tolist() == [-1, 110, 200, 452]
+
+
+def test_landmarks_at_the_left_edge_are_seen():
+    pt2d = np.array([[-1, 0, 200, -0.5], [452, 110, 210, 50]])
+    assert datasets.face_box(pt2d).tolist() == [-0.5, 50, 200, 210]
+    pt2d = np.array([[-1, 0, 200], [452, 110, 210]])
+    assert datasets.face_box(pt2d).tolist() == [0, 110, 200, 210]
 
 
 @pytest.mark.parametrize('pt2d', [
@@ -211,6 +332,68 @@ def test_real_training_crops_are_hopenets(real):
     assert max(apart) < 1
 
 
+# ----------------------------------------------------- what cannot be cropped
+
+@pytest.mark.parametrize('box, size, problem', [
+    ((10, 10, 60, 70), (90, 80), None),
+    ((-9, -9, 60, 70), (90, 80), None),       # reaches out of the picture
+    ((10, 10, 14, 14), (90, 80), None),
+    ((10, 10, 10.2, 40), (90, 80), 'too small: 4 are the least'),
+    ((10, 10, 11, 310), (450, 450), 'too small'),
+    ((10, 10, 16, 310), (450, 450), 'over 10 times'),
+    ((-9000, -9000, 9000, 9000), (450, 450), 'too large: 10,000'),
+    ((-900, -900, 901, 900), (450, 450), 'over 4 times as large'),
+    ((500, 10, 600, 110), (450, 450), 'outside the picture of 450 x 450'),
+    ((10, -200, 110, 0.5), (450, 450), 'outside the picture'),
+    ((1e300, 0, 1e300, 50), (450, 450), 'too small'),
+    ((1e9, 10, 1e9 + 100, 110), (450, 450), 'outside the picture'),
+    ((np.nan, 0, 50, 50), (90, 80), 'not finite'),
+    ((0, 0, 50, np.inf), (90, 80), 'not finite'),
+    ((0, 0, 5, 5), (7, 90), 'picture of 7 x 90 pixels is too small')])
+def test_what_cannot_be_cropped_is_said(box, size, problem):
+    said = transforms.crop_problem(box, *size)
+    assert said is None if problem is None else problem in said
+    assert said is None or '\n' not in said
+
+
+SIDES = st.integers(1, 90)
+CORNERS = st.floats(-300, 300) | st.floats(-20, 90)
+LENGTHS = st.floats(0, 300) | st.floats(0, 30)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.tuples(SIDES, SIDES), st.tuples(CORNERS, CORNERS, LENGTHS, LENGTHS),
+       st.lists(st.floats(0, 1, exclude_max=True, width=32),
+                min_size=transforms.DRAWS, max_size=transforms.DRAWS),
+       st.sampled_from([0.0, 45.0, 180.0]), st.sampled_from([0.0, 0.5]),
+       st.sampled_from([64, 97]))
+def test_whatever_passes_can_be_cropped(sides, box, draws, rotate, jitter,
+                                        size):
+    box = (box[0], box[1], box[0] + box[2], box[1] + box[3])
+    if transforms.crop_problem(box, *sides):
+        return
+    image = np.full((sides[1], sides[0], 3), 200, np.uint8)
+    crop = np.array(transforms.protocol_crop(Image.fromarray(image), box,
+                                             size))
+    assert crop.shape == (size, size, 3)
+    more = transforms.Augmentation(rotate, jitter, 0.5, 1.0)
+    crop, angles = transforms.augmented_crop(
+        image, box, np.float32([10, 20, 30]), np.float32(draws), size, more)
+    assert crop.shape == (size, size, 3) and crop.dtype == np.uint8
+    assert np.isfinite(angles).all()
+
+
+def test_training_and_test_refuse_what_cannot_be_cropped(broken):
+    set_points(broken / 'image00004.mat', [[10, 10.2], [10, 40]])
+    with pytest.raises(DataError, match='image00004.mat: the face box of 0.2'):
+        read(broken)
+    set_points(broken / 'image00004.mat', [[900, 990], [10, 99]])
+    for augment in (False, True):
+        items = loaders.PoseDataset(broken, read(broken), 64, augment)
+        with pytest.raises(DataError, match='00004.jpg: .* outside the pict'):
+            items[0, items.annotations.names.index('image00004')]
+
+
 # ------------------------------------------- augmentation beyond HopeNet's
 
 def in_plane(degrees):
@@ -317,6 +500,33 @@ def test_colours_and_detail():
     assert coarse.shape == noise.shape and coarse.std() < noise.std() / 2
 
 
+def test_low_resolution_is_up_to_four_times_fewer_pixels():
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    for draw, small in ((0, (64, 48)), (1 / 3, (32, 24)), (1, (16, 12))):
+        expected = cv2.resize(
+            cv2.resize(noise, small, interpolation=cv2.INTER_AREA), (64, 48),
+            interpolation=cv2.INTER_LINEAR)
+        np.testing.assert_array_equal(transforms.coarsened(noise, draw),
+                                      expected)
+
+
+def test_low_resolution_is_of_its_share_of_the_images():
+    image, box = np.asarray(noise_image(300, 300)), (80, 80, 220, 220)
+    draws = np.full(transforms.DRAWS, 0.5, np.float32)
+    draws[10] = 1
+
+    def crop(draw, share):
+        draws[9] = draw
+        more = transforms.Augmentation(low_resolution=share)
+        return transforms.augmented_crop(image, box, np.zeros(3), draws, 64,
+                                         more)[0]
+
+    plain = crop(0.0, 0.0)
+    np.testing.assert_array_equal(crop(0.31, 0.3), plain)
+    np.testing.assert_array_equal(crop(0.29, 0.3),
+                                  transforms.coarsened(plain, 1.0))
+
+
 # ----------------------------------------------------------------- data sets
 
 @pytest.fixture
@@ -385,6 +595,29 @@ def test_validation_is_never_augmented(sample, annotations):
                for index in range(24))
 
 
+def pixels(loader, epoch):
+    """All images of a loader in an epoch, in the order of their indices."""
+    loader.batch_sampler.epoch = epoch
+    images, _, indices = zip(*loader)
+    return torch.cat(images)[np.concatenate(indices).argsort()]
+
+
+def test_training_changes_its_images_and_validation_never(sample):
+    folder = sample / '300W_LP'
+    given = (folder, folder / 'filename_list.txt')
+    loader = loaders.evaluation_loader(*given, image_size=64)
+    fixed = pixels(loader, 0)  # the test protocol's crops
+    for augment in (True, False):
+        training, validation = loaders.training_loaders(
+            *given, image_size=64, augment=augment,
+            more=transforms.Augmentation(20, 0.2, 0.2, 0.5))
+        for side, changes in ((training, augment), (validation, False)):
+            crops = fixed[np.sort(side.batch_sampler.indices)]
+            same = [torch.equal(pixels(side, epoch), crops)
+                    for epoch in (1, 2)]
+            assert same == [not changes] * 2
+
+
 def test_images_are_rgb(tmp_path):
     blue = Image.new('RGB', (300, 300), (0, 0, 255))
     blue.save(tmp_path / 'x.jpg')
@@ -405,6 +638,50 @@ def test_each_image_is_in_one_batch(count, batch_size, shuffle):
     listed = [key for batch in batches for key in batch]
     assert sorted(listed) == [(0, index) for index in range(count)]
     assert len(list(batches)) == len(batches)
+
+
+@given(st.integers(3, 60), st.integers(2, 5), st.integers(0, 9),
+       st.integers(0, 3))
+def test_every_process_has_a_part_of_each_training_batch(count, world, more,
+                                                         epoch):
+    if count < world:
+        return
+    ranks = [loaders.Batches(range(count), world + more, True, 0, rank, world)
+             for rank in range(world)]
+    for rank in ranks:
+        rank.epoch = epoch
+    steps = list(zip(*ranks, strict=True))
+    assert all(len(part) > 0 for parts in steps for part in parts)
+    assert [sum(map(len, parts)) for parts in steps] == ranks[0].sizes()
+    assert len(steps) == len(ranks[-1])
+    seen = sorted(index for parts in steps for part in parts
+                  for _, index in part)
+    assert seen == list(range(count))
+    # One process sees the same images in the same steps, but for the last.
+    alone = loaders.Batches(range(count), world + more, True)
+    alone.epoch = epoch
+    for parts, whole in list(zip(steps, alone))[:-1]:
+        assert {key for part in parts for key in part} == set(whole)
+
+
+def test_three_processes_train_on_the_last_image_too():
+    sizes = [loaders.Batches(range(13), 6, True, 0, rank, 3).sizes()
+             for rank in range(3)]
+    assert sizes == [[6, 7]] * 3
+
+
+@given(st.integers(1, 40), st.integers(2, 5), st.integers(0, 9))
+def test_evaluation_shares_each_batch_without_rest(count, world, more):
+    parts = [key for rank in range(world) for part in loaders.Batches(
+        range(count), world + more, rank=rank, world=world) for key in part]
+    assert sorted(parts) == [(0, index) for index in range(count)]
+
+
+def test_fewer_images_than_processes_are_refused(sample):
+    folder = sample / '300W_LP'
+    with pytest.raises(DataError, match='are too few for 40 processes'):
+        loaders.training_loaders(folder, folder / 'filename_list.txt', 64,
+                                 image_size=64, world=40)
 
 
 def test_the_order_changes_with_epoch_and_seed():
@@ -450,6 +727,51 @@ def test_one_photograph_cannot_be_split():
     with pytest.raises(DataError, match='--split image'):
         loaders.split_names(names)
     assert loaders.split_names(names, 'image') in (([0], [1]), ([1], [0]))
+
+
+def test_both_sides_of_the_split_are_said_at_the_start(sample, capsys):
+    folder = sample / '300W_LP'
+    given = (folder, folder / 'filename_list.txt')
+    loaders.training_loaders(*given)
+    assert capsys.readouterr().out == (
+        '21 images of 7 photographs to train on, 3 images of 1 photographs '
+        'to validate on\n')
+    loaders.training_loaders(*given, split='image')
+    assert capsys.readouterr().out == (
+        '21 images to train on, 3 images to validate on\n')
+
+
+@pytest.mark.parametrize('cam, web', [(45, 6), (6, 45), (200, 3), (20, 10)])
+def test_a_split_that_is_far_from_nine_to_one_stops(cam, web, capsys):
+    names = ([f'cam_{number:04}' for number in range(cam)]
+             + [f'web_{number:04}' for number in range(web)])
+    splits = [loaders.split_names(names, seed=seed) for seed in range(8)]
+    assert any(len(split[1]) == max(cam, web) for split in splits)
+    for split in splits:
+        if 0.05 < len(split[1]) / len(names) < 0.2:
+            continue
+        with pytest.raises(DataError) as caught:
+            loaders.check_split(names, *split)
+        message = str(caught.value)
+        assert f'{len(split[0])} images of 1 photographs to train' in message
+        assert f'{len(split[1])} images of 1 photographs to val' in message
+        largest = 'cam' if cam > web else 'web'
+        assert f'{largest} for {max(cam, web)} of them' in message
+        assert '--split image' in message and '\n' not in message
+        assert not capsys.readouterr().out
+    loaders.check_split(names, *loaders.split_names(names, 'image'), 'image')
+
+
+@pytest.mark.parametrize('validation, stops', [
+    (4, True), (5, False), (20, False), (21, True)])
+def test_where_the_split_stops(validation, stops):
+    names = [f'photo{number}' for number in range(100)]
+    indices = list(range(100))
+    try:
+        loaders.check_split(names, indices[validation:], indices[:validation])
+        assert not stops
+    except DataError:
+        assert stops
 
 
 # ------------------------------------------------------------ the renderer
@@ -515,6 +837,12 @@ def set_pose(path, degrees):
                             if not key.startswith('__')})
 
 
+def set_points(path, points):
+    fields = scipy.io.loadmat(path)
+    scipy.io.savemat(path, {'Pose_Para': fields['Pose_Para'],
+                            'pt2d': np.array(points, float)})
+
+
 def read(folder):
     return datasets.read_annotations(folder, folder / 'filename_list.txt')
 
@@ -543,14 +871,115 @@ def test_a_truncated_image_is_named(broken, augment):
         items[0, index]
 
 
+def test_half_a_scan_with_an_end_marker_is_named(broken):
+    path = broken / 'image00004.jpg'
+    data = path.read_bytes()
+    items = [loaders.PoseDataset(broken, read(broken), 64, augment)
+             for augment in (False, True)]
+    index = items[0].annotations.names.index('image00004')
+    path.write_bytes(data[:len(data) // 2] + b'\xff\xd9')
+    for item in items:
+        with pytest.raises(DataError, match='00004.jpg: cannot be read'):
+            item[0, index]
+    with pytest.raises(DataError, match='00004.jpg: cannot be read'):
+        datasets.check_image(path)
+
+
+def test_changed_bytes_are_found_by_all_readers_or_by_none(tmp_path):
+    buffer = io.BytesIO()
+    noise_image(300, 300).save(buffer, 'JPEG', quality=95)
+    data, rng, found = buffer.getvalue(), np.random.default_rng(0), 0
+    path = tmp_path / 'x.jpg'
+    for _ in range(40):
+        place = rng.integers(len(data) // 3, len(data) - 40)
+        path.write_bytes(data[:place] + rng.bytes(30) + data[place + 30:])
+        verdicts = {is_read(datasets.check_image, path),
+                    is_read(datasets.read_image, path),
+                    is_read(datasets.read_image, path, fast=True)}
+        assert len(verdicts) == 1
+        found += False in verdicts
+    # The rest are bits that mean another picture: a JPEG has no checksum.
+    assert found >= 36
+
+
+def is_read(function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except DataError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize('mode', ['L', 'CMYK', 'RGB'])
-def test_jpegs_of_any_colours_are_read(tmp_path, mode):
-    image = noise_image(90, 70).convert(mode)
-    image.save(tmp_path / 'x.jpg', quality=95)
-    read = datasets.read_image(tmp_path / 'x.jpg', fast=True)
-    expected = np.asarray(Image.open(tmp_path / 'x.jpg').convert('RGB'))
-    assert read.shape == (70, 90, 3)
-    assert np.abs(read.astype(int) - expected).mean() < 5
+@pytest.mark.parametrize('how', [
+    {'quality': 95}, {'progressive': True}, {'subsampling': 0},
+    {'subsampling': 1}, {'quality': 20, 'optimize': True}])
+def test_jpegs_are_read_with_pillows_pixels(tmp_path, mode, how):
+    image, path = noise_image(91, 70).convert(mode), tmp_path / 'x.jpg'
+    image.save(path, **how)
+    expected = np.asarray(Image.open(path).convert('RGB'))
+    np.testing.assert_array_equal(datasets.read_image(path), expected)
+    fast = datasets.read_image(path, fast=True)
+    assert np.abs(fast.astype(int) - expected).mean() < 5
+    assert datasets.check_image(path) == (91, 70)
+
+
+def test_real_images_are_read_with_pillows_pixels(real):
+    for path in sorted(real[0].glob('AFLW2000/*.jpg')):
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(datasets.read_image(path),
+                                          np.asarray(image.convert('RGB')))
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA'])
+def test_pngs_are_read(tmp_path, mode):
+    path = tmp_path / 'x.png'
+    noise_image(91, 70).convert(mode).save(path)
+    expected = np.asarray(Image.open(path).convert('RGB'))
+    np.testing.assert_array_equal(datasets.read_image(path), expected)
+    assert datasets.check_image(path) == (91, 70)
+
+
+def png_chunk(kind, data):
+    return (struct.pack('>I', len(data)) + kind + data
+            + struct.pack('>I', zlib.crc32(kind + data)))
+
+
+def refused_images():
+    """Bytes of images that must be refused, and why."""
+    buffer = io.BytesIO()
+    noise_image(91, 70).save(buffer, 'PNG')
+    png = buffer.getvalue()
+    start = png.index(b'IDAT') + 50
+    yield png[:start] + b'\0' + png[start + 1:], 'cannot be read'
+    yield png[:-30], 'cannot be read'
+    yield (b'\x89PNG\r\n\x1a\n' + png_chunk(b'IHDR', struct.pack(
+        '>IIBBBBB', 65000, 65000, 8, 2, 0, 0, 0)) + png_chunk(
+            b'IDAT', zlib.compress(bytes(9))) + png_chunk(b'IEND', b''),
+        'pixels are more than 178,956,970|exceeds limit')
+    for mode, kind in (('I;16', 'PNG'), ('F', 'TIFF'), ('I', 'TIFF')):
+        buffer = io.BytesIO()
+        Image.new(mode, (91, 70)).save(buffer, kind)
+        yield buffer.getvalue(), 'more than 8 bits'
+    buffer = io.BytesIO()
+    noise_image(91, 70).save(buffer, 'JPEG')
+    jpeg = bytearray(buffer.getvalue())
+    place = jpeg.index(b'\xff\xc0') + 5
+    jpeg[place:place + 4] = struct.pack('>HH', 65000, 65000)
+    yield bytes(jpeg), 'pixels are more than 178,956,970'
+    yield b'', 'cannot be read'
+    yield b'%!PS-Adobe-3.0 EPSF-3.0\n', 'cannot be read'
+
+
+@pytest.mark.parametrize('data, message', list(refused_images()))
+def test_images_that_cannot_be_used_are_named(tmp_path, data, message):
+    path = tmp_path / 'x.png'
+    path.write_bytes(data)
+    for read_it in (datasets.read_image, datasets.check_image):
+        with pytest.raises(DataError, match=message) as caught:
+            read_it(path)
+        assert str(caught.value).startswith(f'{path}: ')
+        assert '\n' not in str(caught.value)
 
 
 def test_bytes_after_a_jpeg_do_no_harm(broken):
