@@ -1,0 +1,252 @@
+"""Damaged and hostile .mat files, images, lists and folders, at random.
+
+    HEADPOSE_FUZZ=20000 python -m pytest tests/fuzz_data_test.py
+
+Whatever is in a file: no traceback, no crash of this process, nothing
+changed but the output, and no silent difference: what the generator lists,
+training and test read, and what they refuse it does not list.
+"""
+import io
+import os
+import shutil
+from functools import cache
+
+import numpy as np
+import pytest
+import scipy.io
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import datasets
+import filename_generator
+import loaders
+from datasets import DataError
+
+EXAMPLES = int(os.environ.get('HEADPOSE_FUZZ', 100))  # of each test
+often = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[
+    HealthCheck.function_scoped_fixture, HealthCheck.too_slow,
+    HealthCheck.data_too_large])
+seldom = settings(often, max_examples=max(20, EXAMPLES // 50))
+
+ANGLES = np.array([-25.0, 5, 11])  # yaw, pitch, roll
+POINTS = np.array([[20.0, 60, 40, -1], [15.0, 20, 58, 452]])
+
+
+# -------------------------------------------------------------------- damage
+
+@st.composite
+def damages(draw):
+    """Draws what happens to a file: a list of (place, bytes gone, new)."""
+    place = st.floats(0, 1) | st.just(1.0)
+    gone = st.sampled_from([0, 1, 1, 1, 4, 30, 10 ** 6])
+    new = st.binary(max_size=4) | st.sampled_from(
+        [b'\0', b'\xff', bytes(30), b'\xff\xd9', b'\xff\xd8', b'\0' * 512])
+    return draw(st.lists(st.tuples(place, gone, new), min_size=1,
+                         max_size=4))
+
+
+def damaged(data, damage):
+    """Returns bytes with the damage done to them."""
+    for place, gone, new in damage:
+        start = round(place * len(data))
+        data = data[:start] + new + data[start + gone:]
+    return data
+
+
+@cache
+def mats():
+    """Good .mat files: packed or not, alone or among other arrays."""
+    yaw, pitch, roll = np.radians(ANGLES)
+    fields = {'Pose_Para': np.float32([[pitch, yaw, roll, 1, 2, 3, 4]]),
+              'pt2d': POINTS}
+    others = {'a': {'b': np.ones((2, 3)), 'c': 'text'}, 'd': True,
+              'e': np.array([1, 'f'], object), 'roi': np.int16([[1, 2, 3]])}
+    files = []
+    for content in (fields, others | fields, fields | others):
+        for packed in (False, True):
+            buffer = io.BytesIO()
+            scipy.io.savemat(buffer, content, do_compression=packed)
+            files.append((packed, buffer.getvalue()))
+    return files
+
+
+@cache
+def images():
+    """Good images of 80 x 64 pixels: kind and bytes."""
+    small = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
+    image = Image.fromarray(small).resize((80, 64), Image.Resampling.BICUBIC)
+    files = []
+    for mode, kind, how in (
+            ('RGB', 'JPEG', {}), ('RGB', 'JPEG', {'progressive': True}),
+            ('RGB', 'JPEG', {'subsampling': 0, 'quality': 95}),
+            ('RGB', 'JPEG', {'restart_marker_blocks': 4}),
+            ('L', 'JPEG', {}), ('CMYK', 'JPEG', {}), ('RGB', 'PNG', {}),
+            ('P', 'PNG', {}), ('RGBA', 'PNG', {})):
+        buffer = io.BytesIO()
+        image.convert(mode).save(buffer, kind, **how)
+        files.append((kind, buffer.getvalue()))
+    return files
+
+
+def outcome(function, path, *args, **kwargs):
+    """Returns what a reader returns, or None where it refuses the file."""
+    try:
+        return function(path, *args, **kwargs)
+    except DataError as error:
+        assert str(error).startswith(f'{path}: ')
+        assert len(str(error).splitlines()) == 1
+        return None
+
+
+# --------------------------------------------------------------------- tests
+
+@often
+@given(st.sampled_from(range(6)), damages())
+def test_damaged_mats(tmp_path, which, damage):
+    packed, data = mats()[which]
+    path = tmp_path / 'x.mat'
+    path.write_bytes(damaged(data, damage))
+    read = outcome(datasets.read_mat, path)
+    event(f'packed: {packed}, read: {read is not None}')
+    if read is None:
+        return
+    assert read[0].shape == (3,) and np.isfinite(read[0]).all()
+    assert read[1].shape[0] == 2 and np.isfinite(read[1]).all()
+    if packed:  # it has checksums: what is read is what was written
+        np.testing.assert_allclose(read[0], ANGLES, rtol=1e-6)
+        np.testing.assert_array_equal(read[1], POINTS)
+
+
+@often
+@given(st.sampled_from(range(9)), damages())
+def test_damaged_images(tmp_path, which, damage):
+    kind, data = images()[which]
+    path = tmp_path / 'x.jpg'
+    path.write_bytes(data)
+    good = datasets.read_image(path)
+    path.write_bytes(damaged(data, damage))
+    size = outcome(datasets.check_image, path)
+    slow = outcome(datasets.read_image, path)
+    fast = outcome(datasets.read_image, path, fast=True)
+    event(f'{kind}, read: {size is not None}')
+    assert (size is None) == (slow is None) == (fast is None)
+    if size is not None:
+        assert slow.shape == fast.shape == (size[1], size[0], 3)
+        assert slow.dtype == fast.dtype == np.uint8
+    if size is not None and kind == 'PNG':  # it has checksums
+        np.testing.assert_array_equal(slow, good)
+
+
+LINES = st.lists(
+    st.text(max_size=8) | st.binary(max_size=8).map(
+        lambda line: line.decode('utf-8', 'surrogateescape'))
+    | st.lists(st.sampled_from(['a', 'b', '..', '.', '', '/', 'a.jpg', '#',
+                                '\ufeff', 'x y', ' ']), max_size=4).map(
+        '/'.join), max_size=6)
+
+
+@often
+@given(LINES, st.sampled_from(['\n', '\r\n', '\r']), st.booleans())
+def test_hostile_lists(tmp_path, lines, end, mark):
+    path = tmp_path / 'list.txt'
+    data = end.join(lines).encode('utf-8', 'surrogateescape')
+    path.write_bytes(b'\xef\xbb\xbf' * mark + data)
+    names = outcome(datasets.read_list, path)
+    event(f'read: {names is not None}')
+    if names is None:
+        return
+    assert len(set(names)) == len(names) > 0
+    for name in names:
+        assert not os.path.isabs(name) and '\0' not in name
+        assert name == os.path.normpath(name)
+        assert not name.startswith('../') and name != '..'
+    listable = [name for name in names if datasets.can_be_listed(name)]
+    assert set(names) - set(listable) == {
+        name for name in names if name.startswith('\ufeff')}
+    if listable:
+        filename_generator.write_list(path, listable)
+        assert datasets.read_list(path) == listable
+
+
+NAMES = st.lists(
+    st.text(st.characters(blacklist_characters='/\0',
+                          blacklist_categories=['Cs']), min_size=1,
+            max_size=6)
+    | st.binary(min_size=1, max_size=6).map(lambda name: os.fsdecode(
+        name.replace(b'/', b'').replace(b'\0', b'') or b'x')),
+    min_size=1, max_size=5, unique=True)
+
+
+def write_folder(folder, names, data):
+    """Writes pairs of these names, some damaged; returns what it wrote."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in ['good', *names]:
+        extension = data.draw(st.sampled_from(['.jpg', '.jpg', '.PNG']))
+        for ending, files in (('.mat', mats()), (extension, images())):
+            content = data.draw(st.sampled_from(files))[1]
+            if name != 'good' and data.draw(st.integers(0, 3)) == 0:
+                content = damaged(content, data.draw(damages()))
+            (folder / f'{name}{ending}').write_bytes(content)
+    return contents(folder)
+
+
+def contents(folder):
+    """Returns the bytes of the files in a folder, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@seldom
+@given(NAMES, st.data())
+def test_hostile_folders(tmp_path, capsys, run, names, data):
+    before = write_folder(tmp_path / 'data', names, data)
+    folder = tmp_path / 'data'
+    status, out, err = run(
+        filename_generator, '--dataset', 'AFLW2000', '--dataset_path', folder,
+        '--workers', 1, '--skip_bad', '--output', tmp_path / 'list.txt')
+    assert status == 0, err  # one pair at least is good
+    assert 'Traceback' not in err and 'died' not in err
+    assert contents(folder) == before
+    listed = datasets.read_list(tmp_path / 'list.txt')
+    dropped, bad = out.count('\ndropped ') + out.startswith('dropped '), len(
+        err.splitlines())
+    event(f'bad: {bad > 0}')
+    found = {os.path.splitext(name)[0] for name in before
+             if not name.startswith('._')}
+    assert len(listed) + dropped + bad >= len(found)
+    # What is listed is read, by test and training; what is bad is not.
+    annotations = datasets.read_annotations(folder, tmp_path / 'list.txt')
+    for augment in (False, True):
+        items = loaders.PoseDataset(folder, annotations, 64, augment)
+        for index in range(len(listed)):
+            image, angles, _ = items[0, index]
+            assert image.shape == (64, 64, 3) and np.isfinite(angles).all()
+    for name in found - set(listed):
+        if datasets.can_be_listed(name) and os.path.normpath(name) == name:
+            assert refused(folder, name, tmp_path / 'one.txt')
+
+
+def refused(folder, name, path):
+    """Says whether the readers refuse a pair that somebody lists by hand."""
+    filename_generator.write_list(path, [name])
+    try:
+        annotations = datasets.read_annotations(folder, path)
+        loaders.PoseDataset(folder, annotations, 64)[0, 0]
+    except DataError as error:
+        return len(str(error).splitlines()) == 1
+    return False
+
+
+def test_the_files_that_are_damaged_are_good(tmp_path):
+    for packed, data in mats():
+        (tmp_path / 'x.mat').write_bytes(data)
+        angles, pt2d = datasets.read_mat(tmp_path / 'x.mat')
+        np.testing.assert_allclose(angles, ANGLES, rtol=1e-6)
+        np.testing.assert_array_equal(pt2d, POINTS)
+    for kind, data in images():
+        (tmp_path / 'x').write_bytes(data)
+        assert datasets.check_image(tmp_path / 'x') == (80, 64)
+        assert datasets.read_image(tmp_path / 'x').shape == (64, 80, 3)
+    with pytest.raises(DataError):
+        datasets.read_image(tmp_path / 'none')
