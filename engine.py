@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
+from checkpoint import load_pretrained, read_checkpoint, save_checkpoint
 from history import (angles_text, plot_curves, provenance, published_text,
                      refuse_differences, report_training)
 from hopenet import (WeightsError, decode, load_exactly, normalize,
                      pose_loss, spread)
 from pose import AXES, MIRROR, mean_angles
-from utils import (Interrupted, RunError, atomic, gather, load_pretrained,
-                   process_rank, read_checkpoint, save_checkpoint,
+from utils import (Interrupted, RunError, atomic, gather, process_rank,
                    signals_noted, world_size)
 
 CHECK_EVERY = 50  # steps between two looks at the losses on the device
@@ -239,7 +239,7 @@ def initial_weights(model, pretrained='imagenet', resume=None, output=None,
 
     Args:
         model: a fresh `hopenet.PoseNetwork`.
-        pretrained: see `utils.load_pretrained`.
+        pretrained: see `checkpoint.load_pretrained`.
         resume: a `*_last.pkl` to go on from, or None.
         output: the best checkpoint, named where `resume` is damaged.
         record: the options of this run, a plain dict.

@@ -56,7 +56,7 @@ def present(result, data, content, snapshot, filename_list, landmarks,
     Args:
         result: an `engine.Evaluation`.
         data: the `loaders.PoseDataset` that it is of.
-        content: of the tested checkpoint, see `utils.read_checkpoint`.
+        content: of the tested checkpoint, see `checkpoint.read_checkpoint`.
         snapshot: its path.
         filename_list, landmarks, image_size: how the images were chosen and
             cropped, see `loaders.evaluation_loader`.

@@ -9,12 +9,13 @@ from options import arguments, parse_evaluation
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_evaluation(__doc__, 'attnet')
 
+from checkpoint import load_network, trained_size
 from datasets import DataError
 from engine import evaluate
 from hopenet import AttNet, for_inference
 from loaders import evaluation_loader
 from report import present
-from utils import init_process, load_network, run_script, trained_size
+from utils import init_process, run_script
 
 
 def main(argv=None):

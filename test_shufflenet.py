@@ -9,13 +9,14 @@ from options import arguments, parse_evaluation
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_evaluation(__doc__, 'shufflenet')
 
+from checkpoint import load_network, trained_size
 from datasets import DataError
 from engine import evaluate
 from hopenet import for_inference
 from loaders import evaluation_loader
 from report import present
 from shufflenet import ShuffleNet
-from utils import init_process, load_network, run_script, trained_size
+from utils import init_process, run_script
 
 
 def main(argv=None):

@@ -34,6 +34,12 @@ class OneBatch(list):
         return [self.size]
 
 
+def evaluation_options(sample, snapshot, *more):
+    """Returns a testing script's options, on the sample."""
+    return ('--gpu', -1, '--data_dir', sample / 'AFLW2000', '--workers', 0,
+            '--snapshot', snapshot, *more)
+
+
 def on_call(name, number, fault, module=engine):
     """Calls `fault` before the nth call of a function of a module."""
     original, calls = getattr(module, name), []
