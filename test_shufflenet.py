@@ -9,7 +9,7 @@ from options import arguments, parse_evaluation
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_evaluation(__doc__, 'shufflenet')
 
-from checkpoint import load_network, trained_size
+from checkpoint import crop_size, load_network
 from datasets import DataError
 from engine import evaluate
 from hopenet import for_inference
@@ -24,7 +24,8 @@ def main(argv=None):
     options = parse_evaluation(__doc__, 'shufflenet', argv)
     options.device = init_process(options.gpu)
     model, content = load_network(options.snapshot, ShuffleNet)
-    options.image_size = options.image_size or trained_size(content)
+    options.image_size = crop_size(options.snapshot, content,
+                                   options.image_size)
     loader = evaluation_loader(**arguments(evaluation_loader, options))
     result = evaluate(for_inference(model.to(options.device)), loader,
                       options.device, flip=options.flip)

@@ -20,6 +20,7 @@ import train_attnet
 import train_shufflenet
 import utils
 from pose import AXES, MIRROR
+from run import one_cycle
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, TEST_LINE
 from tests.helpers import evaluation_options
@@ -134,18 +135,18 @@ def test_a_run_needs_no_command_line(sample, tmp_path, in_a_thread):
             SIZE)
         model = ShuffleNet(0.5)
         optimizer = torch.optim.Adam(model.parameter_groups(1e-3))
-        scheduler = engine.one_cycle(optimizer, 2)
-        return model, pair, engine.fit(model, pair, optimizer, scheduler, 2,
+        scheduler = one_cycle(optimizer, 3)
+        return model, pair, engine.fit(model, pair, optimizer, scheduler, 3,
                                        str(tmp_path / 'net.pkl'))
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         model, (_, validation), log = (pool.submit(train).result()
                                        if in_a_thread else train())
-    assert log.epoch.tolist() == [1, 2]
+    assert log.epoch.tolist() == [1, 2, 3]
     result = engine.evaluate(model, validation)
-    assert result.errors.mean() == pytest.approx(log.mae[1], abs=1e-4)
+    assert result.errors.mean() == pytest.approx(log.mae[2], abs=1e-4)
     content = checkpoint.read_checkpoint(tmp_path / 'net_last.pkl')
-    assert content['options'] == {} and content['epoch'] == 2
+    assert content['options'] == {} and content['epoch'] == 3
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(sample, run, tmp_path):
@@ -178,7 +179,7 @@ def test_every_option_of_the_recipe_trains(sample, run, tmp_path):
 def test_one_cycle_rises_for_a_tenth_and_falls_to_nearly_nothing():
     model = ShuffleNet(0.5)
     optimizer = torch.optim.AdamW(model.parameter_groups(0.001))
-    schedule = engine.one_cycle(optimizer, 30)
+    schedule = one_cycle(optimizer, 30)
     rates = []
     for _ in range(30):
         rates.append([group['lr'] for group in optimizer.param_groups])
@@ -197,10 +198,10 @@ def test_one_cycle_is_made_for_its_number_of_epochs(sample, run, tmp_path):
                'none', '--image_size', SIZE, '--batch_size', 24, '--workers',
                0, '--width', 0.5, '--one_cycle', '--output',
                tmp_path / 'x.pkl')
-    assert run(train_shufflenet, *options, '--num_epochs', 1)[0] == 0
-    status, _, err = run(train_shufflenet, *options, '--num_epochs', 2,
+    assert run(train_shufflenet, *options, '--num_epochs', 3)[0] == 0
+    status, _, err = run(train_shufflenet, *options, '--num_epochs', 4,
                          '--resume')
-    assert status == 1 and 'num_epochs (was 1, is 2)' in err
+    assert status == 1 and 'num_epochs (was 3, is 4)' in err
 
 
 def test_a_compiled_step_is_the_plain_one(sample, run, tmp_path,
