@@ -1,9 +1,9 @@
 """CBAM, the convolutional block attention module (Woo et al., ECCV 2018).
 
 Two gates one after the other: the channel gate says which feature maps
-matter, the spatial gate says where.  Module names and initial values are
-those of the official release (github.com/Jongchan/attention-module), so that
-its checkpoints load unchanged.
+matter, the spatial gate says where.  Module names, so that its checkpoints
+load unchanged, and initial values are those of the official release
+(github.com/Jongchan/attention-module).
 """
 from collections import OrderedDict
 
@@ -38,6 +38,8 @@ class ChannelGate(nn.Module):
             nn.Linear(channels, hidden),
             nn.ReLU(),
             nn.Linear(hidden, channels))
+        for layer in (self.mlp[1], self.mlp[3]):
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x):
         """Maps (N, C, H, W) to the same shape."""
@@ -69,6 +71,7 @@ class SpatialGate(nn.Module):
         self.spatial = nn.Sequential(OrderedDict(
             conv=nn.Conv2d(2, 1, 7, padding=3, bias=False),
             bn=nn.BatchNorm2d(1, eps=1e-5, momentum=0.01)))
+        nn.init.kaiming_normal_(self.spatial.conv.weight, mode='fan_out')
         # As in the release: with gamma 0 a fresh gate is one half everywhere
         # and leaves the pattern of pretrained features alone.
         nn.init.zeros_(self.spatial.bn.weight)

@@ -42,13 +42,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from checkpoint import load_network, trained_size
 from detect import InputError, Smoother, make_detector
 from hopenet import AttNet, decode, for_inference, normalize
 from pose import AXES, draw_pose
 from shufflenet import ShuffleNet
 from transforms import protocol_crop
-from utils import (atomic, init_process, load_network, run_script,
-                   trained_size)
+from utils import atomic, init_process, run_script
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 FIELDS = ('file', 'frame', 'face', 'x_min', 'y_min', 'x_max', 'y_max', *AXES)

@@ -1,4 +1,4 @@
-"""A training run: one epoch, evaluation, fit; resume, log and curves.
+"""A training run: one epoch, evaluation, fit.
 
 It knows no data set, no network by name and no command line.  A script, or a
 notebook, hands it a `hopenet.PoseNetwork` and a loader (see
@@ -9,27 +9,19 @@ degrees, indices (N,).
     result.errors.mean(0)        # of yaw, pitch, roll
 """
 import contextlib
-import gc
-import json
-import os
-import time
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from history import (angles_text, plot_curves, provenance, published_text,
-                     refuse_differences, report_training)
-from hopenet import (WeightsError, decode, load_exactly, normalize,
-                     pose_loss, spread)
-from pose import AXES, MIRROR, mean_angles
-from utils import (Interrupted, RunError, atomic, gather, load_pretrained,
-                   process_rank, read_checkpoint, save_checkpoint,
-                   signals_noted, world_size)
+from history import published_text, report_training
+from hopenet import decode, normalize, pose_loss, spread
+from pose import MIRROR, mean_angles
+from run import Run, claimed
+from utils import (Interrupted, RunError, gather, signals_noted,
+                   warn_if_busy, world_size)
 
 CHECK_EVERY = 50  # steps between two looks at the losses on the device
 AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -219,66 +211,12 @@ def evaluate(model, loader, device='cpu', alpha=2.0, flip=False, stop=()):
                       rows[:, 1:4], rows[:, 4:7], rows[:, 8])
 
 
-# ------------------------------------------------------- the start of a run
-
-def one_cycle(optimizer, epochs):
-    """Returns a schedule from and to nearly 0, one step an epoch.
-
-    Each group rises to its own rate in a tenth of the epochs and falls along
-    a cosine (Smith and Topin 2019, as PyTorch has it).
-    """
-    return OneCycleLR(optimizer, [group['lr'] for group
-                                  in optimizer.param_groups],
-                      total_steps=epochs, pct_start=0.1,
-                      cycle_momentum=False)
-
-
-def initial_weights(model, pretrained='imagenet', resume=None, output=None,
-                    record=None, override=False):
-    """Loads what a run starts from: pretrained weights, or a checkpoint.
-
-    Args:
-        model: a fresh `hopenet.PoseNetwork`.
-        pretrained: see `utils.load_pretrained`.
-        resume: a `*_last.pkl` to go on from, or None.
-        output: the best checkpoint, named where `resume` is damaged.
-        record: the options of this run, a plain dict.
-        override: resume although options differ.
-
-    Returns:
-        The content of the checkpoint `resume`, else None.
-
-    Raises:
-        WeightsError: a file is missing or does not fit.
-        RunError: options differ from those of the run to be resumed.
-    """
-    if not resume:
-        load_pretrained(model, pretrained)
-        return None
-    try:
-        resumed = read_checkpoint(resume)
-    except WeightsError as error:
-        raise WeightsError(
-            f'{error}. The weights of the best epoch are in {output}'
-            if output and os.path.exists(output) else str(error)) from None
-    if not {'optimizer', 'options', 'log'} <= resumed.keys():
-        raise WeightsError(f'{resume}: holds weights only, nothing to '
-                           'go on with; that is in a *_last.pkl')
-    refuse_differences(resume, resumed['options'], record or {}, override)
-    try:
-        load_exactly(model, resumed['model'])
-    except WeightsError as error:
-        raise WeightsError(f'{resume}: {error}') from None
-    model.freeze_pretrained(resumed['pretrained_norms'])
-    return resumed
-
-
 # ------------------------------------------------------------------ the run
 
 def fit(model, loaders, optimizer, scheduler, num_epochs, output,
         device='cpu', alpha=2.0, amp='off', accumulate=1, channels_last=True,
         compile=False, patience=None, as_published=False, record=None,
-        resumed=None, override=False):
+        resumed=None, override=False, overwrite=False):
     """Trains and validates; writes the checkpoints, the log and the curves.
 
     Beside `output`, the best checkpoint by validation MAE, stand
@@ -292,12 +230,11 @@ def fit(model, loaders, optimizer, scheduler, num_epochs, output,
             once an epoch.
         num_epochs: of the whole run, those before `resumed` included.
         output: path of the best checkpoint.
-        channels_last: memory layout of the weights.
-        compile: use torch.compile.
+        channels_last, compile: see `wrap`.
         patience: stop after so many epochs without a lower validation loss.
         record: plain dict, kept in the checkpoints as the run's options.
-        resumed: what `initial_weights` returned.
-        override: resume although the data differ.
+        resumed, override: see `run.initial_weights`, `run.Run.resume`.
+        overwrite: replace another run's checkpoints at `output`.
 
     Returns:
         The log, a DataFrame with a row for each epoch.
@@ -311,26 +248,30 @@ def fit(model, loaders, optimizer, scheduler, num_epochs, output,
     wrapped = wrap(model, device, channels_last, compile)
     if as_published:
         print(published_text(model))
-    if resumed:
-        run.resume(resumed, num_epochs, override)
-    check_writable(output)
-    with signals_noted() as stop:
-        while len(run.rows) < num_epochs and not run.exhausted(patience):
-            lr = optimizer.param_groups[0]['lr']
-            train_loss = train_epoch(
-                model, loaders[0], optimizer, device, alpha, amp, accumulate,
-                len(run.rows) + 1, as_published, wrapped, run.scaler, stop)
-            scheduler.step()
-            run.add(lr, train_loss,
-                    evaluate(model, loaders[1], device, alpha, stop=stop))
-    report_training(loaders, output, run.log())
+    with claimed(output, resumed, overwrite), run.way_on():
+        if resumed:
+            run.resume(resumed, num_epochs, override)
+        warn_if_busy(device)
+        with signals_noted() as stop:
+            while len(run.rows) < num_epochs and not run.exhausted(patience):
+                lr = optimizer.param_groups[0]['lr']
+                loss = train_epoch(model, loaders[0], optimizer, device,
+                                   alpha, amp, accumulate, len(run.rows) + 1,
+                                   as_published, wrapped, run.scaler, stop)
+                scheduler.step()
+                run.add(lr, loss,
+                        evaluate(model, loaders[1], device, alpha, stop=stop))
+    report_training(loaders, run.log(), run.best_path)
     return run.log()
 
 
 def wrap(model, device, channels_last, compile):
     """Returns what computes a model's logits in training.
 
-    Args: see `fit`.
+    Args:
+        model, device: see `fit`.
+        channels_last: memory layout of the weights.
+        compile: use torch.compile.
     """
     wrapped = model
     if channels_last:
@@ -343,133 +284,3 @@ def wrap(model, device, channels_last, compile):
         # The last batch of an epoch is smaller: it is compiled, too.
         wrapped = torch.compile(wrapped, dynamic=False)
     return wrapped
-
-
-def check_writable(output):
-    """Raises RunError, before hours of training, where nothing can be."""
-    if process_rank() == 0:
-        probe = sibling(output, '_probe')
-        with atomic(probe) as path:
-            open(path, 'wb').close()
-        os.remove(probe)
-
-
-def sibling(output, ending):
-    """Returns the path of a file that is named after the best checkpoint."""
-    return os.path.splitext(output)[0] + ending
-
-
-class Run:
-    """A training run between two epochs: all that its future depends on.
-
-    Args: see `fit`.
-    """
-
-    def __init__(self, model, loaders, optimizer, scheduler, output, device,
-                 amp, record):
-        self.model = model
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.scaler = torch.amp.GradScaler(enabled=amp == 'fp16')
-        self.output = output
-        self.device = device
-        self.record = record
-        self.rows = []
-        self.provenance = provenance(record, loaders, device)
-        self.seconds = 0.0
-        self.clock = time.monotonic()
-
-    def resume(self, checkpoint, num_epochs, override=False):
-        """Takes up a run where a checkpoint left it.
-
-        Raises:
-            RunError: the data or their split are not those of the run.
-        """
-        refuse_differences(self.record.get('resume', 'the checkpoint'),
-                           checkpoint['provenance']['data'],
-                           self.provenance['data'], override)
-        self.optimizer.load_state_dict(checkpoint['optimizer'])
-        self.scheduler.load_state_dict(checkpoint['scheduler'])
-        self.scaler.load_state_dict(checkpoint['scaler'])
-        self.rows = checkpoint['log']
-        self.seconds = checkpoint['provenance']['wall_seconds']
-        torch.set_rng_state(checkpoint['rng']['cpu'])
-        if self.device != 'cpu' and checkpoint['rng']['cuda']:
-            torch.cuda.set_rng_state_all(checkpoint['rng']['cuda'])
-        print(f'Resuming after epoch {len(self.rows)} of {num_epochs}')
-
-    def add(self, lr, train_loss, result):
-        """Adds an epoch: notes it, writes its files and prints it.
-
-        Args:
-            lr: base learning rate that it had.
-            train_loss: what `train_epoch` returned.
-            result: the `Evaluation` on the validation images.
-        """
-        number = len(self.rows) + 1
-        if not np.isfinite(result.loss):
-            raise RunError(f'epoch {number}: the validation loss is '
-                           f'{result.loss}; a lower --lr may help')
-        row = {'epoch': number, 'lr': lr, 'train_loss': float(train_loss),
-               'val_loss': result.loss,
-               **dict(zip(AXES, result.errors.mean(0).tolist())),
-               'mae': float(result.errors.mean()), 'note': ''}
-        if self.rows and (row['train_loss'] < self.rows[-1]['train_loss']
-                          and row['val_loss'] > self.rows[-1]['val_loss']):
-            row['note'] = 'validation loss rises while training loss falls'
-        self.rows.append(row)
-        if process_rank() == 0:
-            self.write()
-        print(f'epoch {number:3}  train loss {train_loss:9.3f}  validation '
-              f'loss {result.loss:9.3f}  {angles_text(result.errors)}'
-              + (f'  ({row["note"]})' if row['note'] else ''), flush=True)
-
-    def exhausted(self, patience):
-        """Says whether the patience is at its end, and why."""
-        losses = [row['val_loss'] for row in self.rows]
-        if not (patience and losses):
-            return False
-        best = int(np.argmin(losses))
-        if len(losses) - 1 - best < patience:
-            return False
-        print(f'Stopped after epoch {len(losses)}: the validation loss has '
-              f'not fallen below {losses[best]:.3f}, of epoch {best + 1}, '
-              f'for {patience} epochs')
-        return True
-
-    def write(self):
-        """Writes the checkpoints, the log and the curves of an epoch."""
-        now = time.monotonic()
-        self.seconds += now - self.clock
-        self.clock = now
-        self.provenance['wall_seconds'] = round(self.seconds, 1)
-        row = self.rows[-1]
-        checkpoint = {
-            'network': self.model.config, 'model': self.model.state_dict(),
-            'pretrained_norms': self.model.pretrained_norms,
-            'epoch': row['epoch'], 'validation': row,
-            'options': self.record, 'provenance': self.provenance}
-        # Killed between the two writes, a resumed run repeats the epoch and
-        # writes the same best checkpoint again.
-        if row['mae'] <= min(earlier['mae'] for earlier in self.rows):
-            save_checkpoint(self.output, checkpoint)
-        save_checkpoint(sibling(self.output, '_last.pkl'), {
-            **checkpoint, 'log': self.rows,
-            'optimizer': self.optimizer.state_dict(),
-            'scheduler': self.scheduler.state_dict(),
-            'scaler': self.scaler.state_dict(),
-            'rng': {'cpu': torch.get_rng_state(),
-                    'cuda': torch.cuda.get_rng_state_all()}})
-        with atomic(sibling(self.output, '_log.csv')) as path:
-            with open(path, 'w', encoding='utf-8') as file:
-                file.write(f'# {json.dumps(self.provenance)}\n')
-                self.log().to_csv(file, index=False)
-        with atomic(sibling(self.output, '_curves.png')) as path:
-            plot_curves(self.log()).savefig(path)
-        # Matplotlib leaves the frames of its callers in a cycle; with it, the
-        # loaders' processes would outlive the run.
-        gc.collect()
-
-    def log(self):
-        """Returns a row for each epoch."""
-        return pd.DataFrame(self.rows)

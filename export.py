@@ -38,10 +38,11 @@ if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
 import torch
 from torch import nn
 
+from checkpoint import load_network, trained_size
 from hopenet import AttNet, decode, normalize
 from pose import AXES
 from shufflenet import ShuffleNet
-from utils import RunError, atomic, load_network, run_script, trained_size
+from utils import RunError, atomic, run_script
 
 try:  # optional packages, for .onnx alone
     import onnx

@@ -15,8 +15,15 @@ from utils import RunError, world_size
 
 # Options that may differ when a run is resumed: they do not change it, or
 # (epochs, patience) only how long it goes on.
-FREE_OPTIONS = {'gpu', 'workers', 'output', 'resume', 'override', 'dataset',
-                'data_dir', 'filename_list', 'num_epochs', 'patience'}
+FREE_OPTIONS = {'gpu', 'workers', 'output', 'resume', 'override',
+                'overwrite', 'dataset', 'data_dir', 'filename_list',
+                'num_epochs', 'patience'}
+# Options that came after the first checkpoints, and what those runs had.
+LATER_OPTIONS = {'batch_norms': 'frozen'}
+# Not even --override can change these: they made the network, its weights,
+# or the optimizer's groups and schedule, which a checkpoint goes on with.
+FIXED_OPTIONS = {'attention', 'width', 'pretrained', 'batch_norms',
+                 'head_factor', 'one_cycle', 'as_published'}
 
 
 def refuse_differences(path, before, now, override=False):
@@ -25,18 +32,35 @@ def refuse_differences(path, before, now, override=False):
     Args:
         path: of the checkpoint, for the message.
         before, now: plain dicts of options, or of hashes of the data.
-        override: let it pass.
+        override: let pass what can change.
+
+    Returns:
+        What differs: a dict of names to pairs, what it was and is.
     """
+    before = {**{name: value for name, value in LATER_OPTIONS.items()
+                 if name in now}, **before}
     free = set(FREE_OPTIONS)
     if now.get('one_cycle'):
         free -= {'num_epochs'}  # the schedule is made for their number
-    changed = [f'{name} (was {before.get(name)}, is {now.get(name)})'
+    changed = {name: [before.get(name), now.get(name)]
                for name in sorted(before.keys() | now.keys())
                if name not in free
-               and before.get(name) != now.get(name)]
+               and before.get(name) != now.get(name)}
     if changed and not override:
-        raise RunError(f'{path}: is of another run: {", ".join(changed)}; '
+        raise RunError(f'{path}: is of another run: {changes_text(changed)}; '
                        '--override resumes all the same')
+    fixed = {name: pair for name, pair in changed.items()
+             if name in FIXED_OPTIONS}
+    if fixed:
+        raise RunError(f'{path}: --override cannot change '
+                       f'{changes_text(fixed)}')
+    return changed
+
+
+def changes_text(changed):
+    """Names what `refuse_differences` found, as one line's part."""
+    return ', '.join(f'{name} (was {was}, is {now})'
+                     for name, (was, now) in changed.items())
 
 
 def provenance(record, loaders, device):
@@ -83,7 +107,8 @@ def published_text(model):
     lines = [f'learning rate x{times} where the name has "{part}" (Adam '
              'stepped these so often a batch)'
              for part, times in model.published_factors]
-    lines += [f'{head} is never trained' for head in model.published_untrained]
+    lines += [f'{part} is never trained'
+              for part in (*model.stem, *model.published_untrained)]
     lines += ['all batch norms in eval mode from epoch 2 on',
               'split by image: renderings of a photograph on both sides']
     return '\n'.join(['As published:'] + [f'  - {line}' for line in lines])
@@ -112,8 +137,14 @@ def plot_curves(log):
     return figure
 
 
-def report_training(loaders, output, log):
-    """Prints what was trained, and the best epoch beside a constant."""
+def report_training(loaders, log, best_path):
+    """Prints what was trained, and the best epoch beside a constant.
+
+    Args:
+        loaders: of training and of validation.
+        log: a DataFrame with a row for each epoch.
+        best_path: of the best epoch's checkpoint, or None where it is not.
+    """
     angles = [loader.dataset.annotations.angles[
         loader.batch_sampler.indices] for loader in loaders]
     constant = np.abs(angles[1] - np.median(angles[0], 0))
@@ -124,4 +155,6 @@ def report_training(loaders, output, log):
           f'Best epoch {best.epoch:.0f}: Yaw: {best.yaw:.4f}, Pitch: '
           f'{best.pitch:.4f}, Roll: {best.roll:.4f}, MAE: {best.mae:.4f}\n'
           f'Always the training median: {angles_text(constant)}\n'
-          f'Checkpoint: {output}')
+          + (f'Checkpoint: {best_path}' if best_path else
+             'Checkpoint: none of this run; the best epoch is one of the run '
+             'that it goes on from, whose best checkpoint is not there'))

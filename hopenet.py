@@ -24,6 +24,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from cbam import CBAM, ChannelGate, SpatialGate
 from pose import AXES, MAX_ANGLE
+from weights import load_exactly, plain_keys, require_key
 
 NUM_BINS = 66
 BIN_WIDTH = 3.0     # degrees
@@ -35,10 +36,6 @@ ATTENTIONS = ('cbam', 'none')
 # ImageNet's statistics, in the units of 8-bit pixels.
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 PIXEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-
-
-class WeightsError(ValueError):
-    """Weights that do not fit the network, or a file that holds none."""
 
 
 # ------------------------------------------------------------- the method
@@ -156,7 +153,7 @@ class PoseNetwork(nn.Module):
             [self.get_submodule(head)(features) for head in HEADS], 1)
 
     def load_pretrained(self, state):
-        """Loads weights that were trained on ImageNet, without pose heads.
+        """Loads ImageNet weights, or a trained network's with its heads.
 
         Only the heads, and an attention that the file has no part of, may be
         missing; those start fresh.  The stem is frozen, and so are the
@@ -168,7 +165,9 @@ class PoseNetwork(nn.Module):
         """
         state = plain_keys(state)
         has_attention = any('.cbam.' in key for key in state)
-        fresh = [key for key in self.state_dict() if key.startswith(HEADS)
+        has_heads = any(key.startswith(HEADS) for key in state)
+        fresh = [key for key in self.state_dict()
+                 if (key.startswith(HEADS) and not has_heads)
                  or ('.cbam.' in key and not has_attention)]
         load_exactly(self, state, fresh)
         self.freeze_pretrained([
@@ -188,7 +187,12 @@ class PoseNetwork(nn.Module):
     def freeze_pretrained(self, norms):
         """Freezes the stem, and the statistics of the named batch norms."""
         self.pretrained_norms = norms
-        for name in self.stem if norms else ():
+        if norms:
+            self.freeze_stem()
+
+    def freeze_stem(self):
+        """Leaves the stem's weights as they are; call before the groups."""
+        for name in self.stem:
             self.get_submodule(name).requires_grad_(False)
 
     def parameter_groups(self, lr, as_published=False,
@@ -200,10 +204,13 @@ class PoseNetwork(nn.Module):
         Args:
             lr: base learning rate.
             as_published: multiply each rate by how often the released code
-                stepped the parameter, and freeze the heads it left out.
+                stepped the parameter, and freeze what it left out: some of
+                the heads, and the stem even of a fresh network.
             head_factor: learning rate of the heads over the backbone's.
         """
         groups = {}
+        if as_published:
+            self.freeze_stem()
         for name, parameter in self.named_parameters():
             factor = head_factor if name.startswith(HEADS) else 1
             if as_published:
@@ -343,51 +350,7 @@ class AttNet(PoseNetwork, ResNet):
         return [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
 
 
-# ------------------------------------------------------------ the weights
-
-def plain_keys(state):
-    """Strips DataParallel's `module.` and drops an ImageNet classifier."""
-    state = {key.removeprefix('module.'): value
-             for key, value in state.items()}
-    return {key: value for key, value in state.items()
-            if not key.startswith('fc.')}
-
-
-def require_key(state, key, title):
-    """Raises WeightsError unless `key`, a mark of the network, is there."""
-    if key not in state:
-        found = next(iter(state), 'nothing')
-        raise WeightsError(f'these are not weights of {title}: there is no '
-                           f'{key}; the first key is {found}')
-
-
-def load_exactly(model, state, may_miss=()):
-    """Loads a state dict and accepts no surprise.
-
-    `num_batches_tracked`, a counter that old releases of PyTorch did not
-    write, may always be missing.
-
-    Raises:
-        WeightsError: keys are missing (other than `may_miss`), unexpected or
-            of another shape; the message names them.
-    """
-    own = model.state_dict()
-    missing = [key for key in own if key not in state
-               and key not in may_miss
-               and not key.endswith('num_batches_tracked')]
-    unexpected = [key for key in state if key not in own]
-    misshaped = [f'{key} {tuple(state[key].shape)}' for key in own
-                 if key in state and state[key].shape != own[key].shape]
-    problems = [f'{len(keys)} {kind} ({", ".join(keys[:3])}'
-                + (', ...)' if len(keys) > 3 else ')')
-                for kind, keys in (('missing', missing),
-                                   ('unexpected', unexpected),
-                                   ('of another shape', misshaped)) if keys]
-    if problems:
-        raise WeightsError(f'the weights do not fit {model.title}, keys: '
-                           + '; '.join(problems))
-    model.load_state_dict(state, strict=False)
-
+# ---------------------------------------------------- inference, and its cost
 
 @torch.no_grad()
 def for_inference(model):

@@ -5,6 +5,7 @@ options once before its slow imports, so that --help and a mistyped option
 are answered at once, and once more in its main.
 """
 import argparse
+import errno
 import inspect
 import math
 import os
@@ -12,6 +13,7 @@ import signal
 import sys
 import time
 
+CROP_SIZES = 32, 4096  # pixels: the least and the most of a checkpoint's
 SHIPPED = 'checkpoints/shufflenet_faces.pkl'
 # A network's name on the command line, and its checkpoint's.
 CHECKPOINTS = {'attnet': 'checkpoints/resnet.pkl',
@@ -21,6 +23,8 @@ DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
             '300W_LP': '300W_LP', '300W-LP': '300W_LP',
             'Pose_300W_LP': '300W_LP'}
 PATIENCE = 3  # seconds that a run has to end in after a signal
+# What a write says where there is no room left.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What follows from the options and the machine.
 DERIVED = {'device', 'rank', 'world'}
 
@@ -61,6 +65,25 @@ def loaders_default():
     """Returns how many processes should load images for this one."""
     processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     return max(1, min(8, cores() // processes))
+
+
+def checkpoint_path(text):
+    """Parses --output: a name that ends in .pkl, and is more than that."""
+    if not os.path.basename(text).removesuffix('.pkl') or text[-4:] != '.pkl':
+        raise ValueError
+    return text
+
+
+# For argparse's message.
+checkpoint_path.__name__ = 'name that ends in .pkl'
+
+
+def sibling(output, ending):
+    """Returns the path of a file that is named after the best checkpoint.
+
+    Only .pkl is taken off: of lr0.001 and lr0.002 nothing may be the same.
+    """
+    return str(output).removesuffix('.pkl') + ending
 
 
 def new_parser(description):
@@ -121,10 +144,8 @@ def training_parser(description, network):
     add('--weight_decay', type=number(float, 0), default=0.0)
     add('--alpha', type=number(float, 0), default=2.0,
         help='weight of the squared error in the loss')
-    add('--pretrained', default='imagenet', metavar='imagenet|none|FILE',
-        help="torchvision's ImageNet weights (default), a fresh start, or a "
-        "file of torchvision's or of the official CBAM release")
-    add('--image_size', type=number(int, 64), default=224, metavar='PIXELS')
+    add('--image_size', type=number(int, 64, CROP_SIZES[1]), default=224,
+        metavar='PIXELS')
     add('--no_augment', dest='augment', action='store_false',
         help='train on the fixed crops of the test protocol')
     add('--split', choices=('photo', 'image'), default='photo',
@@ -132,14 +153,28 @@ def training_parser(description, network):
     add('--split_seed', type=number(int, 0), default=0, metavar='N')
     add('--seed', type=number(int, 0), default=0, metavar='N',
         help='of initial weights, order and augmentation')
-    add('--output', default=CHECKPOINTS[network], metavar='FILE',
+    add('--output', type=checkpoint_path, default=CHECKPOINTS[network],
+        metavar='FILE.pkl',
         help='best checkpoint; others are named after it; default: '
         + CHECKPOINTS[network])
+    add_start_options(parser.add_argument_group('start'))
     add_augmentation(parser.add_argument_group(
         "augmentation beyond HopeNet's"))
     add_run_options(parser.add_argument_group('long runs'))
     add_cost_options(parser.add_argument_group('memory and speed'))
     return parser
+
+
+def add_start_options(group):
+    """Adds what training starts from."""
+    add = group.add_argument
+    add('--pretrained', default='imagenet', metavar='imagenet|none|FILE',
+        help="torchvision's ImageNet weights (default), a fresh start, or a "
+        "file: torchvision's, the official CBAM release's, or a trained "
+        "network's of this project or HopeNet's, which goes on with its heads")
+    add('--batch_norms', choices=('frozen', 'live'), default='frozen',
+        help='statistics that come with --pretrained: kept as they are '
+        '(default), or estimated anew from the batches')
 
 
 def add_augmentation(group):
@@ -163,7 +198,10 @@ def add_run_options(group):
     add('--resume', nargs='?', const='', metavar='FILE',
         help="go on with an interrupted run; default: the output's _last.pkl")
     add('--override', action='store_true',
-        help='resume although options differ from those of the run')
+        help='resume although options differ from those of the run; they '
+        'apply from there on')
+    add('--overwrite', action='store_true',
+        help="replace another run's checkpoints of the same name")
     add('--patience', type=number(int, 1), metavar='N',
         help='stop when the validation loss has not fallen for N epochs')
     add('--deterministic', action='store_true',
@@ -235,7 +273,7 @@ def parse_training(description, network, argv=None):
     if options.as_published:
         options.split = 'image'
     if options.resume == '':
-        options.resume = os.path.splitext(options.output)[0] + '_last.pkl'
+        options.resume = sibling(options.output, '_last.pkl')
     return options
 
 
@@ -403,6 +441,14 @@ def run_main(main, *errors):
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 and SIGPIPE
+    except OSError as error:
+        # Errors of our own files have been named already.
+        if error.filename or error.errno not in FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f'standard output cannot be written ({error.strerror})',
+              file=sys.stderr)
+        return 1
     except errors as error:
         # From a loader's worker the message is a traceback that ends in it.
         message = str(error).rsplit(f'{type(error).__name__}: ', 1)[-1]

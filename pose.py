@@ -172,6 +172,8 @@ def draw_pose(image, angles, center, size, cube=False):
         size: length of an axis, pixels.
         cube: draw a cube around the centre, its face side in front.
     """
+    if not np.isfinite(angles).all():
+        return  # of a network without an answer there is nothing to draw
     rotation = rotation_matrix(angles)[:2]  # orthographic: x and y only
     center = np.asarray(center, float)
     thick = max(1, round(size / 30))

@@ -12,6 +12,7 @@ and within which error bars.
 """
 import hashlib
 import json
+import math
 import os
 import sys
 
@@ -56,7 +57,7 @@ def present(result, data, content, snapshot, filename_list, landmarks,
     Args:
         result: an `engine.Evaluation`.
         data: the `loaders.PoseDataset` that it is of.
-        content: of the tested checkpoint, see `utils.read_checkpoint`.
+        content: of the tested checkpoint, see `checkpoint.read_checkpoint`.
         snapshot: its path.
         filename_list, landmarks, image_size: how the images were chosen and
             cropped, see `loaders.evaluation_loader`.
@@ -66,14 +67,18 @@ def present(result, data, content, snapshot, filename_list, landmarks,
         report: folder for report.html and report.json.
 
     Raises:
-        RunError: a file cannot be written, or a report is asked for and an
-            answer is not a number.
+        RunError: a file cannot be written, or an answer is not a number.
     """
     print_result(result)
     if predictions:
         write_predictions(predictions, result, data.annotations.names)
     if save_viz:
         save_pictures('output/images', result, data, cube)
+    lost = ~np.isfinite(result.predicted).all(1)
+    if lost.any():
+        name = data.annotations.names[result.indices[lost.argmax()]]
+        raise RunError(f'{snapshot}: {lost.sum()} of {len(lost)} answers are '
+                       f'no numbers, the first is that on {name}')
     if report:
         write_report(report, result, data, content, {
             'checkpoint': str(snapshot), 'sha256': digest(snapshot),
@@ -207,11 +212,8 @@ def write_report(folder, result, dataset, content, protocol):
         protocol: plain dict: what was tested, on which images, how.
 
     Raises:
-        RunError: a file cannot be written, or an answer is not a number.
+        RunError: a file cannot be written.
     """
-    if not np.isfinite(result.predicted).all():
-        raise RunError(f'{protocol["checkpoint"]}: not all of its answers '
-                       'are numbers; there is nothing to report')
     names = [dataset.annotations.names[i] for i in result.indices]
     report = report_content(result, names, content, protocol)
     # JSON has no NaN; it becomes null.
@@ -334,18 +336,25 @@ def document_tables(paths):
         try:
             report = load_report(path)
             name = os.path.basename(report['protocol']['checkpoint'])
-            errors.append((name, *(report['axes'][axis]['error']
+            errors.append((name, *(plain_number(report['axes'][axis]['error'])
                                    for axis in (*AXES, 'MAE')),
-                           str(report['protocol']['images'])))
+                           str(plain_number(report['protocol']['images']))))
             sizes.append((name, f'{report["network"]["parameters"]:,}',
                           f'{report["network"]["bytes"] / 1e6:.1f} MB'))
-        except (OSError, LookupError, TypeError, ValueError) as error:
+        except Exception as error:  # any JSON may be there
             raise RunError(f'{path}: is no report.json of --report '
                            f'({type(error).__name__})') from None
     tables = (pd.DataFrame(errors, columns=['', *AXES, 'MAE', 'images']),
               pd.DataFrame(sizes, columns=['', 'parameters', 'checkpoint']))
     return '\n\n'.join(table.to_string(index=False, float_format='%.3f')
                        for table in tables)
+
+
+def plain_number(value):
+    """Returns a number of a report; raises TypeError where it is none."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise TypeError
+    return value
 
 
 def load_report(path):
@@ -414,16 +423,16 @@ def read_report(path):
     try:
         report = load_report(path)
         rows, protocol = report['rows'], report['protocol']
-        angles = np.array([[row['predicted'], row['true']] for row in rows],
-                          float)
-        if angles.shape[1:] != (2, 3) or not np.isfinite(angles).all():
+        angles = np.array([[row['predicted'], row['true']] for row in rows])
+        if (angles.shape[1:] != (2, 3) or angles.dtype.kind not in 'if'
+                or not np.isfinite(angles).all()):
             raise ValueError
         return (dict(zip([row['name'] for row in rows], angles)),
                 {'landmarks': protocol['landmarks'],
                  'image_size': protocol['image_size'],
                  # Reports were written before there was a choice.
                  'flip': protocol.get('flip', False)})
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # any JSON may be there
         raise RunError(f'{path}: is no report.json of --report '
                        f'({type(error).__name__})') from None
 

@@ -8,8 +8,8 @@ replaced.
 from torchvision import models
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
-from hopenet import (ConvNormSequential, PoseNetwork, WeightsError,
-                     require_key, summary)
+from hopenet import ConvNormSequential, PoseNetwork, summary
+from weights import WeightsError, require_key
 
 # Output channels of conv1, the three stages and conv5 (table 5 of the paper).
 CHANNELS = {0.5: [24, 48, 96, 192, 1024], 1.0: [24, 116, 232, 464, 1024],

@@ -9,12 +9,13 @@ from options import arguments, parse_evaluation
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_evaluation(__doc__, 'attnet')
 
+from checkpoint import crop_size, load_network
 from datasets import DataError
 from engine import evaluate
 from hopenet import AttNet, for_inference
 from loaders import evaluation_loader
 from report import present
-from utils import init_process, load_network, run_script, trained_size
+from utils import init_process, run_script
 
 
 def main(argv=None):
@@ -22,7 +23,8 @@ def main(argv=None):
     options = parse_evaluation(__doc__, 'attnet', argv)
     options.device = init_process(options.gpu)
     model, content = load_network(options.snapshot, AttNet)
-    options.image_size = options.image_size or trained_size(content)
+    options.image_size = crop_size(options.snapshot, content,
+                                   options.image_size)
     loader = evaluation_loader(**arguments(evaluation_loader, options))
     result = evaluate(for_inference(model.to(options.device)), loader,
                       options.device, flip=options.flip)

@@ -9,13 +9,14 @@ from options import arguments, parse_evaluation
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_evaluation(__doc__, 'shufflenet')
 
+from checkpoint import crop_size, load_network
 from datasets import DataError
 from engine import evaluate
 from hopenet import for_inference
 from loaders import evaluation_loader
 from report import present
 from shufflenet import ShuffleNet
-from utils import init_process, load_network, run_script, trained_size
+from utils import init_process, run_script
 
 
 def main(argv=None):
@@ -23,7 +24,8 @@ def main(argv=None):
     options = parse_evaluation(__doc__, 'shufflenet', argv)
     options.device = init_process(options.gpu)
     model, content = load_network(options.snapshot, ShuffleNet)
-    options.image_size = options.image_size or trained_size(content)
+    options.image_size = crop_size(options.snapshot, content,
+                                   options.image_size)
     loader = evaluation_loader(**arguments(evaluation_loader, options))
     result = evaluate(for_inference(model.to(options.device)), loader,
                       options.device, flip=options.flip)

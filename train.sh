@@ -57,8 +57,9 @@ fi
 
 # The sample: small pictures and a fresh start, so that it takes minutes. With
 # so few steps the squared error of untrained heads would drown the classes.
+# Nothing is lost with an earlier result of it.
 python -m tests.sample_data data/sample
 exec $launch "train_$network.py" --gpu "$gpu" --num_epochs 12 \
     --batch_size 16 --lr 0.0002 --lr_steps 10 --image_size 64 \
     --pretrained none --alpha 0.1 --data_dir data/sample/300W_LP \
-    --output "checkpoints/sample/$checkpoint.pkl" "$@"
+    --output "checkpoints/sample/$checkpoint.pkl" --overwrite "$@"

@@ -15,9 +15,10 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
 from datasets import DataError
-from engine import fit, initial_weights, one_cycle
+from engine import fit
 from hopenet import AttNet
 from loaders import training_loaders
+from run import initial_weights, one_cycle
 from transforms import Augmentation
 from utils import choose_precision, init_process, run_script
 

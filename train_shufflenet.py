@@ -15,8 +15,9 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
 from datasets import DataError
-from engine import fit, initial_weights, one_cycle
+from engine import fit
 from loaders import training_loaders
+from run import initial_weights, one_cycle
 from shufflenet import ShuffleNet
 from transforms import Augmentation
 from utils import choose_precision, init_process, run_script

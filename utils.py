@@ -1,20 +1,28 @@
-"""What every script needs: devices, processes, signals, files, checkpoints."""
+"""What every script needs: devices, processes, signals, files."""
 import contextlib
 import datetime
+import errno
 import functools
 import os
 import shlex
 import signal
 import sys
 import threading
-import warnings
 
 import torch
 from torch import distributed
 from tqdm import tqdm
 
-from hopenet import WeightsError, load_exactly, plain_keys
-from options import SHIPPED, run_main
+from options import run_main
+from weights import WeightsError
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
+
+# How long a thread spins while it waits for the others.
+THREAD_SETTINGS = ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')
 
 
 class RunError(Exception):
@@ -27,12 +35,18 @@ class UsageError(RunError):
 
 
 class Interrupted(RunError):
-    """The run was asked to stop, by the signal `number`."""
+    """The run was asked to stop, by the signal `number`.
 
-    def __init__(self, number):
+    Args:
+        number: of the signal.
+        way_on: what to do now, if anything can be done.
+    """
+
+    def __init__(self, number, way_on=''):
         # Of several processes one speaks.
-        super().__init__(f'Interrupted. Go on with: {resume_command()}'
+        super().__init__(f'Interrupted. {way_on}'.rstrip()
                          if process_rank() == 0 else '')
+        self.number = number
         self.status = 128 + number  # as a shell has it
 
 
@@ -98,6 +112,43 @@ def choose_precision(amp, device):
     return amp
 
 
+def warn_if_busy(device):
+    """Says what to set where others use the cores that PyTorch will use.
+
+    Args:
+        device: that the network will run on.
+    """
+    # A setting of the user's wins, and Windows has no such figure.
+    if (device != 'cpu' or any(map(os.environ.get, THREAD_SETTINGS))
+            or not hasattr(os, 'getloadavg')):
+        return
+    hint = busy_hint(torch.get_num_threads(), os.cpu_count() or 1,
+                     os.getloadavg()[0])
+    if hint:
+        print(hint)
+
+
+def busy_hint(threads, cores, load):
+    """Returns a line about a CPU that others use, or None where it is quiet.
+
+    PyTorch's threads wait for each other by spinning, so that one without a
+    core of its own holds up all.  On two cores beside one busy program, two
+    threads trained ShuffleNetV2 at 40 images/s, one at 155.
+
+    Args:
+        threads: of PyTorch.
+        cores: of the machine.
+        load: of the machine: its mean number of running processes.
+    """
+    idle = cores - load
+    if threads == 1 or idle > threads - 0.5:
+        return None
+    return (f'This machine is busy (load {load:.1f} on {cores} cores), and '
+            f"PyTorch's {threads} threads wait for each other: "
+            f'OMP_NUM_THREADS={max(1, int(idle))} before the command may be '
+            'several times as fast')
+
+
 def process_rank():
     """Returns the number of this process among those of a run."""
     return int(os.environ.get('RANK', 0))
@@ -148,6 +199,11 @@ def explained(error):
     if isinstance(error, torch.OutOfMemoryError):
         return (f'{str(error).split(". ")[0]}. Try --accumulate 4, '
                 '--checkpoint_activations or a smaller --batch_size')
+    # Neither module is imported before something is compiled.
+    if type(error).__module__.startswith(('torch._dynamo',
+                                          'torch._inductor')):
+        return ('--compile: PyTorch cannot compile here '
+                f'({str(error).strip().splitlines()[0]}); train without it')
     return lost_process(error)
 
 
@@ -158,19 +214,31 @@ def lost_process(error):
         return (f'a process that loads images ended ({text.splitlines()[0]}): '
                 'out of memory? Try fewer --workers')
     if isinstance(error, distributed.DistError) or 'gloo' in text:
-        return ('another process of this run ended or cannot be reached; '
-                f'the last checkpoint is whole, go on with: '
-                f'{resume_command()}')
+        return 'another process of this run ended or cannot be reached'
     return None
 
 
-def resume_command():
-    """Returns the command line that goes on with this run."""
-    words = [word for word in sys.argv if word != '--resume']
+def command_line(resume=True):
+    """Returns the command line of this run.
+
+    Args:
+        resume: make it go on from the run's own last checkpoint, whatever it
+            started from.
+    """
+    words, named = [], False
+    for word in sys.argv:
+        option, equals, _ = word.partition('=')
+        # argparse takes a beginning of an option, too.
+        is_resume = option[:4] == '--re' and '--resume'.startswith(option)
+        # The word after --resume is its FILE.
+        if not resume or not (is_resume
+                              or named and not word.startswith('-')):
+            words.append(word)
+        named = is_resume and not equals
     processes = os.environ.get('LOCAL_WORLD_SIZE')
     launcher = (['torchrun', '--nproc_per_node', processes] if processes
                 else ['python'])
-    return shlex.join([*launcher, *words, '--resume'])
+    return shlex.join([*launcher, *words, *['--resume'] * resume])
 
 
 @contextlib.contextmanager
@@ -230,10 +298,75 @@ def atomic(path):
         os.replace(temporary, path)
         flush_to_disk(folder)
     except OSError as error:
-        raise RunError(f'{path}: cannot be written ({error})') from None
+        raise RunError(f'{path}: cannot be written '
+                       f'({os_reason(error)})') from None
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Keeps other runs from a file for as long as this process lives.
+
+    The lock belongs to the process, not to its children: a killed run leaves
+    none, even while the processes that load its images still end.  The empty
+    file `.NAME.lock` beside it means nothing by itself.
+
+    Raises:
+        RunError: another run has the lock, or nothing can be written there.
+    """
+    folder, name = os.path.split(path)
+    lock = os.path.join(folder, f'.{name}.lock')
+    try:
+        os.makedirs(folder or '.', exist_ok=True)
+        handle = open_locked(lock)
+    except BlockingIOError:
+        raise RunError(f'{path}: another run is writing it; wait, or give '
+                       'another --output') from None
+    except OSError as error:
+        raise RunError(f'{path}: cannot be written '
+                       f'({os_reason(error)})') from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(lock)
+        os.close(handle)
+
+
+def open_locked(path):
+    """Opens a file and locks it; returns its handle.
+
+    Raises:
+        BlockingIOError: another process has it locked.
+        OSError: it cannot be written.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last owner may have removed it since it was opened.
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+            os.close(handle)
+        except FileNotFoundError:
+            os.close(handle)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # POSIX has both
+                os.close(handle)
+                raise BlockingIOError from None
+            print(f'{path}: no locks on this file system; a second run with '
+                  'the same --output would not be noticed')
+            return handle
+
+
+def os_reason(error):
+    """Returns what an OSError says, a full disk in plain words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 'the disk is full'
+    return str(error)
 
 
 def flush_to_disk(path):
@@ -243,126 +376,3 @@ def flush_to_disk(path):
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-# ------------------------------------------------------------- checkpoints
-
-def read_checkpoint(path):
-    """Reads a checkpoint of ours, or a bare state dict.
-
-    Nothing in the file is executed (`weights_only=True`).
-
-    Returns:
-        A dict whose 'model' is the state dict; of a checkpoint of ours, with
-        everything else that it holds.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or no plain checkpoint.
-    """
-    try:
-        with warnings.catch_warnings(action='ignore'):  # of odd pickles
-            content = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        reason = ('is not there; --snapshot FILE names a checkpoint of your '
-                  'own' if path == SHIPPED else 'no such checkpoint')
-        raise WeightsError(f'{path}: {reason}') from None
-    # torch.load documents no list of errors: any is a file we cannot use.
-    except Exception as error:
-        raise WeightsError(f'{path}: not a plain PyTorch checkpoint, or a '
-                           f'damaged one ({type(error).__name__})') from None
-    if isinstance(content, dict) and 'model' not in content:
-        # The official CBAM release wraps its weights in 'state_dict'.
-        content = {'model': content.get('state_dict', content)}
-    state = content['model'] if isinstance(content, dict) else None
-    if not (isinstance(state, dict) and state
-            and all(isinstance(v, torch.Tensor) for v in state.values())):
-        raise WeightsError(f'{path}: holds no state dict of a network')
-    return content
-
-
-def save_checkpoint(path, checkpoint):
-    """Writes a checkpoint of plain types and tensors.
-
-    Raises:
-        RunError: it cannot be written; an old one stays as it was.
-    """
-    with atomic(path) as temporary:
-        try:
-            torch.save(checkpoint, temporary)
-        except RuntimeError as error:  # its writer's name for a full disk
-            if lost_process(error):
-                raise
-            raise OSError(str(error).splitlines()[0]) from None
-
-
-def load_network(path, *networks):
-    """Rebuilds a network from a checkpoint, or from a bare state dict.
-
-    Args:
-        path: the file.
-        networks: the classes that it may hold, `AttNet`, `ShuffleNet`.
-
-    Returns:
-        The network, and the checkpoint's content (see `read_checkpoint`).
-
-    Raises:
-        WeightsError: the file holds something else; the message names it.
-    """
-    content = read_checkpoint(path)
-    state = plain_keys(content['model'])
-    # Layers of old releases that no output depends on.
-    kept = {key: value for key, value in state.items()
-            if not key.startswith('fc_finetune.')}
-    dropped = len(content['model']) - len(kept)
-    try:
-        network = next((n for n in networks if n.mark in kept), networks[-1])
-        config = dict(network.config_of(kept))
-        model = network(**{key: value for key, value in config.items()
-                           if key != 'network'})
-        load_exactly(model, kept)
-    except WeightsError as error:
-        raise WeightsError(f'{path}: {error}') from None
-    if dropped:
-        print(f'{path}: dropped {dropped} tensors of layers that no output '
-              'depends on (fc_finetune, fc)')
-    return model, content
-
-
-def trained_size(content):
-    """Returns the side of the crops that a checkpoint was trained at."""
-    return content.get('options', {}).get('image_size', 224)
-
-
-def load_pretrained(model, choice):
-    """Loads ImageNet weights into a fresh network.
-
-    Args:
-        model: a `hopenet.PoseNetwork`.
-        choice: 'imagenet', 'none' or a file (see --pretrained).
-
-    Raises:
-        WeightsError: the file does not fit, or cannot be downloaded.
-    """
-    if choice == 'none':
-        return
-    if choice == 'imagenet':
-        state = download(model.imagenet_weights)
-    else:
-        state = read_checkpoint(choice)['model']
-    try:
-        model.load_pretrained(state)
-    except WeightsError as error:
-        raise WeightsError(f'{choice}: {error}') from None
-
-
-def download(weights):
-    """Returns the state dict of a torchvision weights enum, hash checked."""
-    file = os.path.join(torch.hub.get_dir(), 'checkpoints',
-                        os.path.basename(weights.url))
-    try:
-        return weights.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network; a wrong hash
-        raise WeightsError(
-            f'cannot download {weights.url} ({error}): put that file at '
-            f'{file}, or give --pretrained FILE, or --pretrained none to '
-            'start fresh') from None

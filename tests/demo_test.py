@@ -12,6 +12,7 @@ from PIL import Image
 
 import datasets
 import demo
+from checkpoint import load_network, trained_size
 from detect import Cascades, whole_box
 from hopenet import AttNet, decode, normalize
 from options import SHIPPED
@@ -19,7 +20,6 @@ from pose import AXES, rotation_matrix
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE
 from transforms import protocol_crop
-from utils import load_network, trained_size
 
 
 @pytest.fixture

@@ -3,10 +3,7 @@ import concurrent.futures
 import functools
 import json
 import os
-import pickle
 import re
-from types import SimpleNamespace
-from urllib.error import URLError
 
 import cv2
 import numpy as np
@@ -14,18 +11,19 @@ import pandas as pd
 import pytest
 import torch
 
+import checkpoint
 import datasets
 import engine
 import loaders
-import test_attnet
 import test_shufflenet
 import train_attnet
 import train_shufflenet
 import utils
-from hopenet import AttNet, WeightsError
 from pose import AXES, MIRROR
+from run import one_cycle
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, TEST_LINE
+from tests.helpers import evaluation_options
 
 
 @pytest.fixture(scope='session')
@@ -38,14 +36,6 @@ def trained(sample, tmp_path_factory):
         '--num_epochs', '2', '--batch_size', '8', '--lr', '0.001',
         '--output', str(folder / 'shufflenet.pkl')])
     return folder
-
-
-def test_options(sample, snapshot, *more):
-    return ('--gpu', -1, '--data_dir', sample / 'AFLW2000', '--workers', 0,
-            '--snapshot', snapshot, *more)
-
-
-test_options.__test__ = False
 
 
 # ------------------------------------------------------------------ training
@@ -66,8 +56,8 @@ def test_training_leaves_best_last_log_and_curves(trained):
 
 
 def test_a_checkpoint_gives_the_error_that_the_log_says(trained, sample):
-    model, content = utils.load_network(trained / 'shufflenet.pkl',
-                                        ShuffleNet)
+    model, content = checkpoint.load_network(trained / 'shufflenet.pkl',
+                                             ShuffleNet)
     _, validation = loaders.training_loaders(
         sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt',
         image_size=SIZE)
@@ -146,18 +136,18 @@ def test_a_run_needs_no_command_line(sample, tmp_path, in_a_thread):
             SIZE)
         model = ShuffleNet(0.5)
         optimizer = torch.optim.Adam(model.parameter_groups(1e-3))
-        scheduler = engine.one_cycle(optimizer, 2)
-        return model, pair, engine.fit(model, pair, optimizer, scheduler, 2,
+        scheduler = one_cycle(optimizer, 3)
+        return model, pair, engine.fit(model, pair, optimizer, scheduler, 3,
                                        str(tmp_path / 'net.pkl'))
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         model, (_, validation), log = (pool.submit(train).result()
                                        if in_a_thread else train())
-    assert log.epoch.tolist() == [1, 2]
+    assert log.epoch.tolist() == [1, 2, 3]
     result = engine.evaluate(model, validation)
-    assert result.errors.mean() == pytest.approx(log.mae[1], abs=1e-4)
-    content = utils.read_checkpoint(tmp_path / 'net_last.pkl')
-    assert content['options'] == {} and content['epoch'] == 2
+    assert result.errors.mean() == pytest.approx(log.mae[2], abs=1e-4)
+    content = checkpoint.read_checkpoint(tmp_path / 'net_last.pkl')
+    assert content['options'] == {} and content['epoch'] == 3
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(sample, run, tmp_path):
@@ -190,7 +180,7 @@ def test_every_option_of_the_recipe_trains(sample, run, tmp_path):
 def test_one_cycle_rises_for_a_tenth_and_falls_to_nearly_nothing():
     model = ShuffleNet(0.5)
     optimizer = torch.optim.AdamW(model.parameter_groups(0.001))
-    schedule = engine.one_cycle(optimizer, 30)
+    schedule = one_cycle(optimizer, 30)
     rates = []
     for _ in range(30):
         rates.append([group['lr'] for group in optimizer.param_groups])
@@ -209,10 +199,10 @@ def test_one_cycle_is_made_for_its_number_of_epochs(sample, run, tmp_path):
                'none', '--image_size', SIZE, '--batch_size', 24, '--workers',
                0, '--width', 0.5, '--one_cycle', '--output',
                tmp_path / 'x.pkl')
-    assert run(train_shufflenet, *options, '--num_epochs', 1)[0] == 0
-    status, _, err = run(train_shufflenet, *options, '--num_epochs', 2,
+    assert run(train_shufflenet, *options, '--num_epochs', 3)[0] == 0
+    status, _, err = run(train_shufflenet, *options, '--num_epochs', 4,
                          '--resume')
-    assert status == 1 and 'num_epochs (was 1, is 2)' in err
+    assert status == 1 and 'num_epochs (was 3, is 4)' in err
 
 
 def test_a_compiled_step_is_the_plain_one(sample, run, tmp_path,
@@ -253,41 +243,12 @@ def test_no_cuda_device_is_said(run, tmp_path, monkeypatch):
     assert status == 1 and 'filename_list.txt' in err
 
 
-# ---------------------------------------------------------------- pretrained
-
-def test_offline_says_where_to_put_the_file():
-    def unreachable(**_):
-        raise URLError('no route')
-    weights = SimpleNamespace(url='https://host/resnet50-0676ba61.pth',
-                              get_state_dict=unreachable)
-    with pytest.raises(WeightsError) as caught:
-        utils.download(weights)
-    message = str(caught.value)
-    assert '\n' not in message
-    for part in (weights.url, 'checkpoints/resnet50-0676ba61.pth',
-                 '--pretrained FILE', '--pretrained none'):
-        assert part in message
-
-
-def test_pretrained_accepts_the_cbam_releases_file(tmp_path):
-    state = {f'module.{key}': value for key, value
-             in AttNet().state_dict().items() if not key.startswith('fc_')}
-    state['module.fc.weight'] = torch.zeros(1000, 2048)
-    torch.save({'epoch': 90, 'arch': 'resnet50', 'best_prec1': 77.3,
-                'state_dict': state}, tmp_path / 'cbam.pth')
-    model = AttNet()
-    utils.load_pretrained(model, tmp_path / 'cbam.pth')
-    assert torch.equal(model.conv1.weight, state['module.conv1.weight'])
-    with pytest.raises(WeightsError, match='cbam.pth: .*ResNet-50'):
-        utils.load_pretrained(AttNet('none'), tmp_path / 'cbam.pth')
-
-
 # ------------------------------------------------------------------- testing
 
 def test_the_test_line_table_and_files(trained, sample, run, tmp_path,
                                        monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, out, err = run(test_shufflenet, *test_options(
+    status, out, err = run(test_shufflenet, *evaluation_options(
         sample, trained / 'shufflenet.pkl', '--save_viz', '--predictions',
         'out/p.csv'))
     assert status == 0, err
@@ -310,7 +271,7 @@ def test_the_test_line_table_and_files(trained, sample, run, tmp_path,
 
 def test_the_order_and_size_of_batches_do_not_change_the_result(
         trained, sample, run):
-    lines = {TEST_LINE.search(run(test_shufflenet, *test_options(
+    lines = {TEST_LINE.search(run(test_shufflenet, *evaluation_options(
         sample, trained / 'shufflenet.pkl', '--batch_size', size,
         '--workers', workers))[1]).group() for size, workers in (
             (1, 0), (4, 2), (32, 0))}
@@ -319,7 +280,7 @@ def test_the_order_and_size_of_batches_do_not_change_the_result(
 
 def test_flip_is_the_mean_of_a_crop_and_its_mirror_image(trained, sample,
                                                          run, tmp_path):
-    model, _ = utils.load_network(trained / 'shufflenet.pkl', ShuffleNet)
+    model, _ = checkpoint.load_network(trained / 'shufflenet.pkl', ShuffleNet)
     images = torch.randint(256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
     images = torch.cat((images, images.flip(-1)))
     plain = engine.predict(model.eval(), images)
@@ -329,7 +290,7 @@ def test_flip_is_the_mean_of_a_crop_and_its_mirror_image(trained, sample,
     assert np.abs(both.angles - plain.angles).max() > 0.01
     tables = []
     for more in ((), ('--flip',)):
-        status, _, err = run(test_shufflenet, *test_options(
+        status, _, err = run(test_shufflenet, *evaluation_options(
             sample, trained / 'shufflenet.pkl', '--predictions',
             tmp_path / 'p.csv', '--report', tmp_path / 'r', *more))
         assert status == 0, err
@@ -341,7 +302,7 @@ def test_flip_is_the_mean_of_a_crop_and_its_mirror_image(trained, sample,
 
 def test_a_collapsed_model_is_called_one(sample, run, tmp_path):
     torch.save(ShuffleNet().state_dict(), tmp_path / 'fresh.pkl')
-    _, out, _ = run(test_shufflenet, *test_options(
+    _, out, _ = run(test_shufflenet, *evaluation_options(
         sample, tmp_path / 'fresh.pkl', '--image_size', SIZE))
     assert 'Warning' in out and 'collapsed' in out
 
@@ -350,7 +311,7 @@ def test_pictures_that_cannot_be_written_fail_loudly(trained, sample, run,
                                                      tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'output').write_text('a file where a folder should be')
-    status, _, err = run(test_shufflenet, *test_options(
+    status, _, err = run(test_shufflenet, *evaluation_options(
         sample, trained / 'shufflenet.pkl', '--save_viz', '--cube'))
     assert status == 1 and 'output/images/' in err and 'written' in err
 
@@ -384,90 +345,13 @@ def test_third_party_weights_on_the_recrops(recrops, third_party, run,
     assert count == '1955' and float(measured) == pytest.approx(mae, abs=0.01)
 
 
-# --------------------------------------------------------------- checkpoints
-
-def test_bare_state_dicts_of_old_releases(sample, run, tmp_path, trained):
-    content = torch.load(trained / 'shufflenet.pkl', weights_only=True)
-    state = {f'module.{key}': value for key, value
-             in content['model'].items()
-             if not key.endswith('num_batches_tracked')}
-    for name, shape in (('fc_finetune', (3, 1027)), ('fc', (1000, 1024))):
-        state[f'module.{name}.weight'] = torch.zeros(shape)
-        state[f'module.{name}.bias'] = torch.zeros(shape[0])
-    torch.save(state, tmp_path / 'old.pkl')
-    ours, old = (run(test_shufflenet, *test_options(
-        sample, path, '--image_size', SIZE))[1]
-        for path in (trained / 'shufflenet.pkl', tmp_path / 'old.pkl'))
-    assert 'dropped 4 tensors' in old and 'fc_finetune' in old
-    assert TEST_LINE.search(ours).group() == TEST_LINE.search(old).group()
-
-
-@pytest.mark.parametrize('attention', ['cbam', 'none'])
-def test_the_network_comes_from_the_checkpoint(tmp_path, attention):
-    model = AttNet(attention)
-    torch.save(model.state_dict(), tmp_path / 'x.pkl')
-    loaded, _ = utils.load_network(tmp_path / 'x.pkl', AttNet)
-    assert loaded.config == model.config
-    torch.save(ShuffleNet(1.5).state_dict(), tmp_path / 'x.pkl')
-    loaded, _ = utils.load_network(tmp_path / 'x.pkl', ShuffleNet)
-    assert loaded.config['width'] == 1.5
-
-
-class Trap:
-    """An object whose unpickling would create a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def bad_snapshots(folder, trained):
-    """Writes files that are no snapshot of AttNet, and what is said."""
-    good = (trained / 'shufflenet.pkl').read_bytes()
-    (folder / 'truncated.pkl').write_bytes(good[:len(good) // 2])
-    (folder / 'text.pkl').write_text('not a checkpoint')
-    (folder / 'empty.pkl').write_bytes(b'')
-    (folder / 'trap.pkl').write_bytes(pickle.dumps(
-        {'model': Trap(str(folder / 'trapped'))}))
-    torch.save([1, 2], folder / 'list.pkl')
-    torch.save({'model': {'epoch': 3}}, folder / 'numbers.pkl')
-    state = AttNet('none').state_dict()
-    del state['layer2.0.conv1.weight']
-    torch.save(state, folder / 'partial.pkl')
-    return {'truncated': 'damaged', 'text': 'damaged', 'empty': 'damaged',
-            'trap': 'not a plain', 'list': 'no state dict',
-            'numbers': 'no state dict', 'missing': 'no such checkpoint',
-            'partial': r'1 missing \(layer2.0.conv1.weight\)'}
-
-
-def test_a_bad_snapshot_is_one_clear_line(trained, sample, run, tmp_path):
-    for name, message in bad_snapshots(tmp_path, trained).items():
-        path = tmp_path / f'{name}.pkl'
-        status, _, err = run(test_attnet, *test_options(sample, path))
-        assert status == 1 and err.count('\n') == 1, err
-        assert err.startswith(str(path)) and re.search(message, err), err
-    assert not (tmp_path / 'trapped').exists()
-
-
-def test_a_snapshot_of_the_other_network(trained, sample, run, tmp_path):
-    status, _, err = run(test_attnet, *test_options(
-        sample, trained / 'shufflenet.pkl'))
-    assert status == 1 and 'not weights of ResNet-50' in err
-    torch.save(AttNet('none').state_dict(), tmp_path / 'resnet.pkl')
-    status, _, err = run(test_shufflenet, *test_options(
-        sample, tmp_path / 'resnet.pkl'))
-    assert status == 1 and 'not weights of ShuffleNetV2' in err
-
-
 def test_an_error_in_a_worker_is_one_line_too(trained, sample, run, tmp_path):
     import shutil
     shutil.copytree(sample / 'AFLW2000', tmp_path / 'AFLW2000')
     path = tmp_path / 'AFLW2000' / 'image00005.jpg'
     path.write_bytes(path.read_bytes()[:5000])
     for workers in (0, 2):
-        status, _, err = run(test_shufflenet, *test_options(
+        status, _, err = run(test_shufflenet, *evaluation_options(
             tmp_path, trained / 'shufflenet.pkl', '--workers', workers))
         assert status == 1 and err.count('\n') == 1
         assert err.startswith(str(path))

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import export
+from checkpoint import load_network
 from datasets import read_annotations
 from hopenet import AttNet, decode, normalize
 from loaders import PoseDataset
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, run_script
-from utils import load_network
 
 
 @pytest.fixture

@@ -13,12 +13,16 @@ import sys
 import torch
 
 import engine
+import run
 import train_shufflenet
 from datasets import DataError
 from loaders import training_loaders
 from options import arguments, parse_training
 from shufflenet import ShuffleNet
+from tests.conftest import SIZE
 from utils import init_process, run_script
+
+EPOCHS = 3  # of the tests' runs
 
 
 class OneBatch(list):
@@ -32,6 +36,32 @@ class OneBatch(list):
     def sizes(self):
         """Returns the batch's size in all processes."""
         return [self.size]
+
+
+def evaluation_options(sample, snapshot, *more):
+    """Returns a testing script's options, on the sample."""
+    return ('--gpu', -1, '--data_dir', sample / 'AFLW2000', '--workers', 0,
+            '--snapshot', snapshot, *more)
+
+
+def run_options(sample, folder, *more):
+    """A run of three epochs of three steps."""
+    return [str(option) for option in (
+        '--gpu', -1, '--data_dir', sample / '300W_LP', '--pretrained', 'none',
+        '--image_size', SIZE, '--num_epochs', EPOCHS, '--batch_size', 8,
+        '--lr', 0.001, '--lr_steps', 2, '--width', 0.5, '--workers', 0,
+        '--output', folder / 'net.pkl', *more)]
+
+
+def train(sample, folder, *more):
+    """Trains in this process; returns the last checkpoint."""
+    train_shufflenet.main(run_options(sample, folder, *more))
+    return last(folder)
+
+
+def last(folder):
+    """Returns a run's last checkpoint."""
+    return torch.load(folder / 'net_last.pkl', weights_only=True)
 
 
 def on_call(name, number, fault, module=engine):
@@ -51,10 +81,10 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_half_written(_, path):
+def die_half_written(_, file):
     """Leaves some bytes of a checkpoint, then dies."""
-    with open(path, 'wb') as file:
-        file.write(b'PK\x03\x04' + bytes(5000))
+    file.write(b'PK\x03\x04' + bytes(5000))
+    file.flush()
     die()
 
 
@@ -64,8 +94,7 @@ def first_gradients(argv):
     options.device = init_process(options.gpu, options.seed)
     loader, _ = training_loaders(**arguments(training_loaders, options))
     model = ShuffleNet(0.5)
-    engine.initial_weights(model, **arguments(engine.initial_weights,
-                                              options))
+    run.initial_weights(model, **arguments(run.initial_weights, options))
     wrapped = engine.wrap(model, options.device, True, compile=False)
     images, angles, _ = next(iter(loader))
     engine.train_epoch(
@@ -93,7 +122,8 @@ def main():
     elif fault == 'write':
         # Of epoch 1 the best and the last; of epoch 2, the best or the last.
         on_call('save_checkpoint', 3,
-                lambda *_: on_call('save', 1, die_half_written, torch))
+                lambda *_: on_call('save', 1, die_half_written, torch),
+                module=run)
     elif fault == 'terminate':
         on_call('pose_loss', step,
                 lambda *_: os.kill(os.getpid(), signal.SIGTERM))

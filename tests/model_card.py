@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 
 import engine
 import filename_generator
+from checkpoint import load_network, trained_size
 from hopenet import for_inference
 from loaders import evaluation_loader
 from options import SHIPPED
 from pose import AXES
 from report import range_table
 from shufflenet import ShuffleNet
-from utils import atomic, load_network, trained_size
+from utils import atomic
 
 PICTURE = '.github/faces_yaw.png'
 

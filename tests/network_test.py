@@ -17,9 +17,10 @@ import hopenet
 import pose
 import shufflenet
 from cbam import CBAM
-from hopenet import AttNet, WeightsError
+from hopenet import AttNet
 from shufflenet import ShuffleNet
 from tests import original
+from weights import WeightsError
 
 ANGLES = st.floats(-99, 99, width=32)
 
@@ -74,6 +75,46 @@ def test_fresh_spatial_gate_is_even():
     module = CBAM(32).SpatialGate.eval()
     x = torch.randn(1, 32, 5, 5)
     torch.testing.assert_close(module(x), x / 2)
+
+
+def test_initial_attention_is_the_releases():
+    """Its ResNet draws and sets these by parts of their names."""
+    torch.manual_seed(0)
+    modules = [CBAM(512) for _ in range(40)]
+    weights = torch.cat([m.SpatialGate.spatial.conv.weight.flatten()
+                         for m in modules])
+    # Kaiming, fan out: of one map of 7 x 7.
+    assert weights.std().item() == pytest.approx((2 / 49) ** 0.5, rel=0.05)
+    assert abs(weights.mean().item()) < 0.02
+    for name, value in modules[0].named_parameters():
+        if name.endswith('bias') or name.endswith('bn.weight'):
+            assert not value.any(), name
+
+
+def test_the_spatial_gates_statistics_move_by_a_hundredth():
+    module = CBAM(32).train()
+    norm = module.SpatialGate.spatial.bn
+    seen = []
+    norm.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
+    module(torch.randn(4, 32, 9, 9))
+    torch.testing.assert_close(norm.running_mean, 0.01 * seen[0].mean()[None])
+    torch.testing.assert_close(
+        norm.running_var, 0.99 + 0.01 * seen[0].var()[None])
+
+
+def test_attention_comes_before_the_residual_sum(attnet):
+    torch.manual_seed(0)
+    model = copy.deepcopy(attnet).eval()
+    for block, channels in ((model.layer1[0], 64), (model.layer1[1], 256)):
+        torch.nn.init.ones_(block.cbam.SpatialGate.spatial.bn.weight)
+        x = torch.randn(2, channels, 9, 9)
+        with torch.no_grad():
+            out = block.relu(block.bn1(block.conv1(x)))
+            out = block.relu(block.bn2(block.conv2(out)))
+            out = block.bn3(block.conv3(out))
+            shortcut = block.downsample(x) if block.downsample else x
+            torch.testing.assert_close(
+                block(x), torch.relu(block.cbam(out) + shortcut))
 
 
 def test_parameter_counts_are_the_documents(attnet):

@@ -22,18 +22,7 @@ import train_shufflenet
 from hopenet import AttNet, pose_loss
 from shufflenet import ShuffleNet
 from tests.conftest import ROOT, SIZE
-from tests.helpers import OneBatch
-
-EPOCHS = 3
-
-
-def run_options(sample, folder, *more):
-    """A run of three epochs of three steps."""
-    return [str(option) for option in (
-        '--gpu', -1, '--data_dir', sample / '300W_LP', '--pretrained', 'none',
-        '--image_size', SIZE, '--num_epochs', EPOCHS, '--batch_size', 8,
-        '--lr', 0.001, '--lr_steps', 2, '--width', 0.5, '--workers', 0,
-        '--output', folder / 'net.pkl', *more)]
+from tests.helpers import EPOCHS, OneBatch, last, run_options, train
 
 
 def faulty(fault, options, processes=1, **kwargs):
@@ -47,16 +36,6 @@ def faulty(fault, options, processes=1, **kwargs):
         capture_output=True, text=True, timeout=300,
         env={**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())},
         **kwargs)
-
-
-def train(sample, folder, *more):
-    """Trains in this process; returns the last checkpoint."""
-    train_shufflenet.main(run_options(sample, folder, *more))
-    return last(folder)
-
-
-def last(folder):
-    return torch.load(folder / 'net_last.pkl', weights_only=True)
 
 
 def log_rows(folder):
@@ -131,6 +110,17 @@ def test_a_killed_run_ends_as_if_nothing_had_been(sample, whole, tmp_path,
 
 def test_a_longer_run_goes_on_from_a_finished_one(sample, whole, tmp_path):
     train(sample, tmp_path, '--num_epochs', 1)
+    assert_same_run(last(whole), train(sample, tmp_path, '--resume'))
+
+
+def test_a_checkpoint_of_before_the_newest_options_resumes_bit_exactly(
+        sample, whole, tmp_path):
+    train(sample, tmp_path, '--num_epochs', 1)
+    content = last(tmp_path)
+    # What the first checkpoints recorded.
+    for name in ('batch_norms', 'overwrite'):
+        del content['options'][name]
+    torch.save(content, tmp_path / 'net_last.pkl')
     assert_same_run(last(whole), train(sample, tmp_path, '--resume'))
 
 
@@ -245,6 +235,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(sample, whole, tmp_path):
         preexec_fn=limited)
     assert done.returncode == 1
     assert 'cannot be written' in done.stderr
+    assert 'File too large' in done.stderr  # the limit's own word
     assert 'Traceback' not in done.stderr
     assert_same_run(before, last(tmp_path / 'run'))
     assert sorted(os.listdir(tmp_path / 'run')) == sorted(os.listdir(whole))
@@ -257,6 +248,19 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(
     status, err = error(train_shufflenet, run_options(
         sample, tmp_path, '--output', '/proc/net.pkl'))
     assert status == 1 and err.startswith('/proc/net') and 'written' in err
+
+
+def test_compiling_without_a_compiler_is_a_line(sample, tmp_path,
+                                                monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path / 'cache'))
+    monkeypatch.delenv('CXX', raising=False)
+    done = faulty('none', run_options(sample, tmp_path, '--compile'))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        '--compile: PyTorch cannot compile here (')
+    assert 'Traceback' not in done.stderr
+    assert not (tmp_path / 'net.pkl').exists()
 
 
 # ---------------------------------------------------------------- processes
@@ -523,7 +527,7 @@ def test_provenance_is_in_checkpoint_and_log(whole):
     (train_shufflenet, {'stage2.0.branch1.0.weight': 4, 'conv5.0.weight': 2,
                         'stage4.3.branch2.1.bias': 4, 'fc_yaw.weight': 10,
                         'fc_pitch.bias': 5},
-     ('fc_roll.weight', 'fc_roll.bias'))])
+     ('fc_roll',))])
 def test_as_published_steps_as_often_as_the_released_code(script, factors,
                                                           untrained):
     model = AttNet() if script is train_attnet else ShuffleNet()
@@ -532,18 +536,24 @@ def test_as_published_steps_as_often_as_the_released_code(script, factors,
     named = dict(model.named_parameters())
     for name, factor in factors.items():
         assert rates[id(named[name])] == factor, name
-    assert {name for name in named if id(named[name]) not in rates} == set(
-        untrained)
+    assert {name for name in named if id(named[name]) not in rates} == {
+        name for name in named
+        if name.startswith(tuple(f'{part}.' for part in (*model.stem,
+                                                         *untrained)))}
 
 
 def test_as_published_names_each_accident(sample, tmp_path, capsys):
     checkpoint = train(sample, tmp_path, '--as_published')
     out = capsys.readouterr().out
     for part in ('x4 where the name has "stage"', 'x2', 'conv5', 'fc_yaw',
-                 'fc_roll is never trained', 'eval mode from epoch 2',
+                 'fc_roll is never trained', 'conv1 is never trained',
+                 'eval mode from epoch 2',
                  'split by image'):
         assert part in out
     assert checkpoint['options']['split'] == 'image'
+    torch.manual_seed(0)  # the run's: the stem's weights are as drawn
+    assert torch.equal(checkpoint['model']['conv1.0.weight'],
+                       ShuffleNet(0.5).conv1[0].weight)
     # Batch norms counted in the first of three epochs only, of 3 batches.
     counts = {value.item() for key, value in checkpoint['model'].items()
               if key.endswith('num_batches_tracked')}

@@ -13,6 +13,7 @@ the face, the origin between the ears).
 import argparse
 import os
 import shutil
+import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import cv2
@@ -294,6 +295,14 @@ def main(argv=None):
     print(BANNER)
     if os.path.isdir(folder):
         return
+    try:
+        render_sample(folder)
+    except OSError as error:
+        sys.exit(f'{folder}: cannot be written ({error})')
+
+
+def render_sample(folder):
+    """Renders both samples, with their lists, into a new folder."""
     print(f'Rendering the sample into {folder} ...')
     # Under its own name only when complete: an interrupted one is redone.
     partial = f'{folder}.partial'
