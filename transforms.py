@@ -21,10 +21,11 @@ PROTOCOL_K = 0.2
 BLUR = np.ones((5, 5), np.float32) / 16
 BLUR[1:4, 1:4] = 0
 
-# What can be cropped: sides of a face box, pixels; its longer side over its
-# shorter (3.3 at most in AFLW2000); its size over the picture's; and sides of
-# a picture.  Beyond these a crop has no pixel, or fills the memory.
-MIN_BOX, MAX_BOX = 4, 10_000
+# What can be cropped: sides of a face box, pixels (of more, the test's crop
+# would have more pixels than Pillow takes without a warning); its longer side
+# over its shorter (3.3 at most in AFLW2000); its size over the picture's; and
+# sides of a picture.
+MIN_BOX, MAX_BOX = 4, 5000
 MAX_SHAPE = 10
 MAX_SHARE = 4
 MIN_PICTURE = 8

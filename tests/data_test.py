@@ -341,7 +341,7 @@ def test_real_training_crops_are_hopenets(real):
     ((10, 10, 10.2, 40), (90, 80), 'too small: 4 are the least'),
     ((10, 10, 11, 310), (450, 450), 'too small'),
     ((10, 10, 16, 310), (450, 450), 'over 10 times'),
-    ((-9000, -9000, 9000, 9000), (450, 450), 'too large: 10,000'),
+    ((-9000, -9000, 9000, 9000), (450, 450), 'too large: 5,000'),
     ((-900, -900, 901, 900), (450, 450), 'over 4 times as large'),
     ((500, 10, 600, 110), (450, 450), 'outside the picture of 450 x 450'),
     ((10, -200, 110, 0.5), (450, 450), 'outside the picture'),
@@ -354,6 +354,14 @@ def test_what_cannot_be_cropped_is_said(box, size, problem):
     said = transforms.crop_problem(box, *size)
     assert said is None if problem is None else problem in said
     assert said is None or '\n' not in said
+
+
+def test_the_largest_box_is_cropped_without_a_warning(recwarn):
+    image = Image.new('RGB', (1300, 1300))
+    box = (-1800, -1800, 3200, 3200)
+    assert transforms.crop_problem(box, *image.size) is None
+    assert transforms.protocol_crop(image, box, 64).size == (64, 64)
+    assert not recwarn.list
 
 
 SIDES = st.integers(1, 90)

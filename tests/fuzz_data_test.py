@@ -39,11 +39,12 @@ POINTS = np.array([[20.0, 60, 40, -1], [15.0, 20, 58, 452]])
 def damages(draw):
     """Draws what happens to a file: a list of (place, bytes gone, new)."""
     place = st.floats(0, 1) | st.just(1.0)
-    gone = st.sampled_from([0, 1, 1, 1, 4, 30, 10 ** 6])
-    new = st.binary(max_size=4) | st.sampled_from(
-        [b'\0', b'\xff', bytes(30), b'\xff\xd9', b'\xff\xd8', b'\0' * 512])
-    return draw(st.lists(st.tuples(place, gone, new), min_size=1,
-                         max_size=4))
+    byte = st.tuples(place, st.just(1), st.binary(min_size=1, max_size=1))
+    piece = st.tuples(
+        place, st.sampled_from([0, 1, 4, 30, 10 ** 6]),
+        st.binary(max_size=4) | st.sampled_from(
+            [bytes(30), b'\xff\xd9', b'\xff\xd8', bytes(512)]))
+    return draw(st.lists(byte | piece, min_size=1, max_size=3))
 
 
 def damaged(data, damage):
@@ -162,8 +163,8 @@ def test_hostile_lists(tmp_path, lines, end, mark):
         assert name == os.path.normpath(name)
         assert not name.startswith('../') and name != '..'
     listable = [name for name in names if datasets.can_be_listed(name)]
-    assert set(names) - set(listable) == {
-        name for name in names if name.startswith('\ufeff')}
+    for name in set(names) - set(listable):  # as `a /` comes to be
+        assert name != name.strip() or name.startswith('\ufeff')
     if listable:
         filename_generator.write_list(path, listable)
         assert datasets.read_list(path) == listable
