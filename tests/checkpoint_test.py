@@ -30,7 +30,7 @@ from utils import RunError
 from weights import WeightsError
 
 # A longer profile by hand: see tests/README.md.
-EXAMPLES = os.environ.get('FUZZ_EXAMPLES')
+EXAMPLES = os.environ.get('HEADPOSE_FUZZ')
 fuzzed = settings(  # by default the same examples each time
     max_examples=int(EXAMPLES or 40), derandomize=not EXAMPLES,
     deadline=None, database=None,
