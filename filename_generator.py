@@ -17,7 +17,8 @@ import signal
 import sys
 from multiprocessing import connection
 
-from options import DATASETS, noted_signals, parse_filenames, run_main
+from ending import noted_signals, run_main
+from options import DATASETS, parse_filenames
 
 if __name__ == '__main__':  # --help and mistakes do not wait for the rest
     parse_filenames(__doc__)

@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 from tqdm import tqdm
 
-from options import run_main
+from ending import run_main
 from weights import WeightsError
 
 try:

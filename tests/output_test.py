@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
+import ending
 import engine
 import history
 import options
@@ -406,7 +407,7 @@ def test_a_full_disk_is_called_one(tmp_path):
 def test_a_full_standard_output_is_a_line(monkeypatch, capsys, length):
     with open('/dev/full', 'w') as full:
         monkeypatch.setattr(sys, 'stdout', full)
-        status = options.run_main(lambda: print('x' * length), RunError)
+        status = ending.run_main(lambda: print('x' * length), RunError)
         monkeypatch.undo()
     assert status == 1
     assert capsys.readouterr().err == (
@@ -415,7 +416,7 @@ def test_a_full_standard_output_is_a_line(monkeypatch, capsys, length):
 
 def test_an_error_of_a_file_is_not_taken_for_the_outputs():
     with pytest.raises(FileNotFoundError):
-        options.run_main(lambda: open('/no/such/file'), RunError)
+        ending.run_main(lambda: open('/no/such/file'), RunError)
 
 
 def test_a_sample_that_cannot_be_written_is_a_line(capsys):
