@@ -1,6 +1,6 @@
 """Damaged and hostile .mat files, images, lists and folders, at random.
 
-    HEADPOSE_FUZZ=20000 python -m pytest tests/fuzz_data_test.py
+    FUZZ_EXAMPLES=20000 python -m pytest tests/fuzz_data_test.py
 
 Whatever is in a file: no traceback, no crash of this process, nothing
 changed but the output, and no silent difference: what the generator lists,
@@ -23,7 +23,7 @@ import filename_generator
 import loaders
 from datasets import DataError
 
-EXAMPLES = int(os.environ.get('HEADPOSE_FUZZ', 100))  # of each test
+EXAMPLES = int(os.environ.get('FUZZ_EXAMPLES', 100))  # of each test
 often = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[
     HealthCheck.function_scoped_fixture, HealthCheck.too_slow,
     HealthCheck.data_too_large])
