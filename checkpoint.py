@@ -17,6 +17,8 @@ PARTS = {'network': dict, 'pretrained_norms': list, 'epoch': int,
          'validation': dict, 'options': dict, 'provenance': dict,
          'log': list, 'optimizer': dict, 'scheduler': dict, 'scaler': dict,
          'rng': dict}
+# Those of them that nobody else's checkpoints have.
+OURS = {'network', 'validation', 'options', 'provenance'}
 # Where others keep the state dict: the official CBAM release in 'state_dict',
 # PyTorch's tutorials in 'model_state_dict'.
 WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'net')
@@ -87,7 +89,7 @@ def unwrapped(content):
     """
     if not isinstance(content, dict):
         raise WeightsError('holds no state dict of a network')
-    if 'model' in content and content.keys() & {'network', 'options'}:
+    if 'model' in content and content.keys() & OURS:
         return content
     return {'model': next(
         (content[name] for name in WRAPPERS

@@ -157,7 +157,7 @@ class Run:
         self.note = ''
         self.best_path = None  # of the best epoch's checkpoint
         self.saved = False     # this output has a checkpoint to go on from
-        self.from_file = False
+        self.from_file = False  # it goes on from another output's
 
     def resume(self, checkpoint, num_epochs, override=False):
         """Takes up a run where a checkpoint left it.
