@@ -207,9 +207,9 @@ class Run:
         wrong = optimizer_misfit(self.optimizer, checkpoint['optimizer'])
         if not anew:
             wrong = wrong or misfit(schedule, saved, 'scheduler')
-            if saved.keys() - schedule or saved.get(
-                    'last_epoch', len(self.rows)) != len(self.rows):
-                wrong = wrong or 'scheduler'
+            if not wrong and (saved.keys() - schedule or saved.get(
+                    'last_epoch', len(self.rows)) != len(self.rows)):
+                wrong = 'scheduler'
         if self.scaler.is_enabled() and checkpoint['scaler']:
             wrong = wrong or misfit(self.scaler.state_dict(),
                                     checkpoint['scaler'], 'scaler')
