@@ -17,6 +17,8 @@ PARTS = {'network': dict, 'pretrained_norms': list, 'epoch': int,
          'validation': dict, 'options': dict, 'provenance': dict,
          'log': list, 'optimizer': dict, 'scheduler': dict, 'scaler': dict,
          'rng': dict}
+# Those of them that nobody else's checkpoints have.
+OURS = {'network', 'validation', 'options', 'provenance'}
 # Where others keep the state dict: the official CBAM release in 'state_dict',
 # PyTorch's tutorials in 'model_state_dict'.
 WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'net')
@@ -87,7 +89,7 @@ def unwrapped(content):
     """
     if not isinstance(content, dict):
         raise WeightsError('holds no state dict of a network')
-    if 'model' in content and content.keys() & {'network', 'options'}:
+    if 'model' in content and content.keys() & OURS:
         return content
     return {'model': next(
         (content[name] for name in WRAPPERS
@@ -375,18 +377,22 @@ def optimizer_misfit(optimizer, saved):
             return f'optimizer.param_groups.{number}.params'
     shapes = [parameter.shape for group in optimizer.param_groups
               for parameter in group['params']]
-    keys = None
+    pattern = None  # the same for all parameters
     for index, entry in saved['state'].items():
         name = f'optimizer.state.{shown(index)}'
-        if index not in range(len(shapes)) or not isinstance(entry, dict):
+        if (type(index) is not int or index not in range(len(shapes))
+                or not isinstance(entry, dict)):
             return name
-        keys = keys or entry.keys()
-        if entry.keys() != keys:
+        empty = {key: value is None for key, value in entry.items()}
+        pattern = pattern or empty
+        if empty != pattern:
             return name
         for key, value in entry.items():
             if value is not None and not (
                     isinstance(value, torch.Tensor) and is_plain(value)
-                    and value.shape in ((), shapes[index])
+                    and value.dtype in WEIGHT_TYPES
+                    and value.shape == (() if key == 'step'
+                                        else shapes[index])
                     and value.isfinite().all()):
                 return f'{name}.{shown(key)}'
     return None

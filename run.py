@@ -157,7 +157,7 @@ class Run:
         self.note = ''
         self.best_path = None  # of the best epoch's checkpoint
         self.saved = False     # this output has a checkpoint to go on from
-        self.from_file = False
+        self.from_file = False  # it goes on from another output's
 
     def resume(self, checkpoint, num_epochs, override=False):
         """Takes up a run where a checkpoint left it.
@@ -207,9 +207,9 @@ class Run:
         wrong = optimizer_misfit(self.optimizer, checkpoint['optimizer'])
         if not anew:
             wrong = wrong or misfit(schedule, saved, 'scheduler')
-            if saved.keys() - schedule or saved.get(
-                    'last_epoch', len(self.rows)) != len(self.rows):
-                wrong = wrong or 'scheduler'
+            if not wrong and (saved.keys() - schedule or saved.get(
+                    'last_epoch', len(self.rows)) != len(self.rows)):
+                wrong = 'scheduler'
         if self.scaler.is_enabled() and checkpoint['scaler']:
             wrong = wrong or misfit(self.scaler.state_dict(),
                                     checkpoint['scaler'], 'scaler')

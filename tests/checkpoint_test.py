@@ -486,19 +486,38 @@ def interrupted(sample, tmp_path_factory):
         return started
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(history, 'commit', lambda: None)  # git takes its time
-        yield content, resume
+        # A function: where a test fails, no one wants to read the tensors.
+        yield (lambda: content), resume
 
 
 def test_what_the_fuzz_changes_can_be_resumed(interrupted, tmp_path):
     content, resume = interrupted
-    torch.save(content, tmp_path / 'x_last.pkl')
+    torch.save(content(), tmp_path / 'x_last.pkl')
     assert len(resume(tmp_path / 'x_last.pkl').rows) == 1
+
+
+@pytest.mark.parametrize('path, named', [
+    (('scheduler', 'last_epoch'), 'scheduler.last_epoch'),
+    (('optimizer', 'param_groups', 0, 'lr'), 'optimizer.param_groups.0.lr'),
+    (('optimizer', 'state', 7, 'exp_avg'), 'optimizer.state.7'),
+    (('log', 0, 'mae'), 'log.0.mae'), (('rng', 'cpu'), 'rng.cpu')])
+def test_a_part_of_a_wrong_type_is_named(interrupted, tmp_path, path, named):
+    content, resume = interrupted
+    file = tmp_path / 'x_last.pkl'
+    for value in ('x', None, torch.zeros(0)):
+        torch.save(replaced(content(), path, value), file)
+        with pytest.raises(WeightsError) as caught:
+            resume(file)
+        assert str(caught.value).startswith(f'{file}: ')
+        # Of the log plain values alone are read at all.
+        assert named in str(caught.value) or str(caught.value).endswith(
+            'log holds more than numbers and text')
 
 
 @fuzzed
 @given(st.data())
 def test_fuzz_strange_values_end_in_a_line(interrupted, tmp_path, data):
-    content, resume = interrupted
+    content, resume = interrupted[0](), interrupted[1]
     part = data.draw(st.sampled_from(list(content)))
     path = (part, *data.draw(st.sampled_from(
         [(), *places(content[part])])))
