@@ -208,7 +208,8 @@ def add_cost_options(group):
     """Adds the options that trade memory, time and precision."""
     add = group.add_argument
     add('--amp', choices=('auto', 'bf16', 'fp16', 'off'), default='auto',
-        help='mixed precision; auto: bf16 on GPUs that have it')
+        help='mixed precision; auto: bf16 on GPUs that have it, and for the '
+        'ResNet on CPUs that have it')
     add('--channels_last', action=argparse.BooleanOptionalAction,
         default=True, help='memory layout of images')
     add('--compile', action='store_true',
