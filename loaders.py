@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, default_collate
 from datasets import (DataError, fault, photograph, read_annotations,
                       read_image, shown)
 from transforms import (DRAWS, Augmentation, augmented_crop, crop_problem,
-                        protocol_crop)
+                        protocol_crop, shrinkage)
 
 # Of all images, in validation: beyond these 9:1 is no longer what was asked.
 LEAST_SHARE, MOST_SHARE = 0.05, 0.2
@@ -79,14 +79,18 @@ class PoseDataset:
         epoch, index = key
         path, box = self.path(index), self.annotations.boxes[index]
         angles = self.annotations.angles[index]
-        image = read_image(path, fast=self.augment)
-        problem = crop_problem(box, *image.shape[1::-1])
+        shrink = 1
+        if self.augment:
+            shrink = shrinkage(box, self.draws(epoch)[index], self.size,
+                               self.more.box_jitter)
+        image = read_image(path, self.augment, shrink)
+        problem = crop_problem(box, *np.multiply(image.shape[1::-1], shrink))
         if problem:
             raise fault(path, problem)
         if self.augment:
             image, angles = augmented_crop(
                 image, box, angles, self.draws(epoch)[index], self.size,
-                self.more)
+                self.more, shrink)
         else:
             image = np.array(protocol_crop(Image.fromarray(image), box,
                                            self.size))

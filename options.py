@@ -208,7 +208,8 @@ def add_cost_options(group):
     """Adds the options that trade memory, time and precision."""
     add = group.add_argument
     add('--amp', choices=('auto', 'bf16', 'fp16', 'off'), default='auto',
-        help='mixed precision; auto: bf16 on GPUs that have it')
+        help='mixed precision; auto: bf16 on GPUs that have it, and for the '
+        'ResNet on CPUs that have it')
     add('--channels_last', action=argparse.BooleanOptionalAction,
         default=True, help='memory layout of images')
     add('--compile', action='store_true',
@@ -392,4 +393,22 @@ def parse_export(description, argv=None):
         + SHIPPED)
     add('--raw', action='store_true',
         help='take uint8 RGB pixels (N, H, W, 3); normalisation inside')
-    return parser.parse_args(argv)
+    precision = parser.add_mutually_exclusive_group()
+    for name, what in (('int8', 'smaller and faster: 8-bit convolutions, '
+                        'their ranges measured on training crops'),
+                       ('fp16', 'half the size: 16-bit floats')):
+        precision.add_argument(
+            f'--{name}', dest='precision', action='store_const', const=name,
+            default='float32', help=f'.onnx: {what}')
+    add('--data_dir', default='./data/300W_LP/', metavar='DIR',
+        help="--int8: the training crops' data set; default: "
+        './data/300W_LP/')
+    add('--filename_list', metavar='FILE',
+        help='--int8: default: filename_list.txt in the data folder')
+    options = parser.parse_args(argv)
+    if options.precision != 'float32' and options.path.endswith('.pt2'):
+        parser.error(f'argument --{options.precision}: is for .onnx files')
+    if options.filename_list is None:
+        options.filename_list = os.path.join(options.data_dir,
+                                             'filename_list.txt')
+    return options

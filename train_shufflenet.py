@@ -28,7 +28,8 @@ def main(argv=None):
     options = parse_training(__doc__, 'shufflenet', argv)
     options.device = init_process(options.gpu, options.seed,
                                   options.deterministic)
-    options.amp = choose_precision(options.amp, options.device)
+    options.amp = choose_precision(options.amp, options.device,
+                                   'shufflenet')
     loaders = training_loaders(
         more=Augmentation(**arguments(Augmentation, options)),
         **arguments(training_loaders, options))

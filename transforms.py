@@ -30,6 +30,8 @@ MAX_SHAPE = 10
 MAX_SHARE = 4
 MIN_PICTURE = 8
 
+BLURRED = 0.05  # share of the training images
+
 DRAWS = 14  # random numbers for a training image
 
 
@@ -122,7 +124,7 @@ def protocol_crop(image, box, size=224):
     return image.crop((left, top, left + size, top + size))
 
 
-def training_crop(image, box, draws, size=224, turn=0.0):
+def training_crop(image, box, draws, size=224, turn=0.0, shrink=1):
     """Crops a face with HopeNet's random margin, shift, flip and blur.
 
     The steps are those of HopeNet's transforms, in OpenCV, and what they make
@@ -135,6 +137,8 @@ def training_crop(image, box, draws, size=224, turn=0.0):
             blur.
         size: side of the result, pixels.
         turn: degrees, clockwise, about the centre of the crop.
+        shrink: how many times smaller the image is than the box says, see
+            `shrinkage`.
 
     Returns:
         The crop, a uint8 array (size, size, 3), and whether it is flipped.
@@ -148,30 +152,86 @@ def training_crop(image, box, draws, size=224, turn=0.0):
     top = int(draws[2] * (height - size + 1))
     # What a turn brings in from beyond the box.
     rim = math.ceil(0.21 * size * wide / width) if turn else 0
-    face = cut(image, x_min - rim, y_min - rim, x_max + rim, y_max + rim)
+    part = x_min - rim, y_min - rim, x_max + rim, y_max + rim
     if rim:
-        old = face.shape
-        width = round(old[1] * width / wide)
-        height = round(old[0] * height / high)
-        left += rim * width / old[1]
-        top += rim * height / old[0]
+        across, down = wide + 2 * rim, high + 2 * rim
+        width = round(across * width / wide)
+        height = round(down * height / high)
+        left += rim * width / across
+        top += rim * height / down
+    if shrink > 1:
+        face = resized_part(image, np.divide(part, shrink), width, height)
     else:
-        face, height, top = rows_around(face, height, top, size)
-    if draws[4] < 0.05:
-        face = cv2.filter2D(face, -1, BLUR)
-    face = resize(face, width, height)
+        face = cut(image, *part)
+        if not rim:
+            face, height, top = rows_around(face, height, top, size)
+        if draws[4] < BLURRED:
+            face = cv2.filter2D(face, -1, BLUR)
+        face = resize(face, width, height)
     if not turn:
         if flip:  # of the crop alone, which therefore lies on the other side
             left = width - size - left
         face = face[top:top + size, left:left + size]
         return cv2.flip(face, 1) if flip else face, flip
+    return turned_crop(face, left, top, size, turn, flip), flip
+
+
+def turned_crop(face, left, top, size, turn, flip):
+    """Cuts a crop out of a face that is turned, and flipped before.
+
+    Args:
+        face: array (H, W, 3).
+        left, top: of the crop in it, floats.
+        size: side of the crop.
+        turn: degrees, see `training_crop`.
+        flip: mirror the face.
+    """
     if flip:
         face = cv2.flip(face, 1)
     # From the crop's pixels to the face's: a turn about the centre, a shift.
     matrix = cv2.getRotationMatrix2D((size / 2 - 0.5, size / 2 - 0.5), turn, 1)
     matrix[:, 2] += left, top
     return cv2.warpAffine(face, matrix, (size, size), flags=cv2.INTER_LINEAR
-                          | cv2.WARP_INVERSE_MAP), flip
+                          | cv2.WARP_INVERSE_MAP)
+
+
+def shrinkage(box, draws, size, jitter=0.0):
+    """Returns how many times smaller an image may be read for its crop.
+
+    What is left has at least the pixels of the crop.  At 96 pixels the crops
+    of 51 images of 300W-LP then differ by 0.7 grey levels on average from
+    those of the whole images (1.2 at most), and loading is 1.4 times as fast.
+
+    Args:
+        box: of the landmarks.
+        draws: of the image, as `augmented_crop` takes them.
+        size: side of the crop, pixels.
+        jitter: `Augmentation.box_jitter`.
+    """
+    if draws[4] < BLURRED:
+        return 1  # the blur is of the image's own pixels
+    if jitter:
+        box = jittered(box, jitter, draws[5:8])
+    x_min, y_min, x_max, y_max = expand_box(box, 0.2 + 0.2 * draws[0],
+                                            TRAIN_SIDE)
+    shorter = min(x_max - x_min, y_max - y_min)
+    return max(times for times in (1, 2, 4, 8)
+               if times == 1 or shorter > times * size * 240 / 224)
+
+
+def resized_part(image, part, width, height):
+    """Returns a part of an image, resized; black where it lies outside.
+
+    Args:
+        image: array (H, W, 3).
+        part: x_min, y_min, x_max, y_max, floats.
+        width, height: of the result.
+    """
+    least, most = np.floor(part[:2]), np.ceil(part[2:])
+    face = cut(image, *map(int, least), *map(int, most))
+    return np.array(Image.fromarray(face).resize(
+        (width, height), Image.Resampling.BILINEAR,
+        box=(*(part[:2] - least), *(part[2:] - least))))
 
 
 def rows_around(image, height, top, size):
@@ -265,7 +325,8 @@ def coarsened(image, draw):
                       size, interpolation=cv2.INTER_LINEAR)
 
 
-def augmented_crop(image, box, angles, draws, size, more=Augmentation()):
+def augmented_crop(image, box, angles, draws, size, more=Augmentation(),
+                   shrink=1):
     """Returns a training crop and the angles of the head in it.
 
     Args:
@@ -275,6 +336,7 @@ def augmented_crop(image, box, angles, draws, size, more=Augmentation()):
         draws: DRAWS numbers in [0, 1).
         size: side of the crop, pixels.
         more: augmentation beyond HopeNet's.
+        shrink: see `training_crop`.
     """
     turn = 0.0
     if more.box_jitter:
@@ -288,7 +350,7 @@ def augmented_crop(image, box, angles, draws, size, more=Augmentation()):
             turn = 0.0  # there are no bins for the head so turned
         else:
             angles = new
-    image, _ = training_crop(image, box, draws, size, turn)
+    image, _ = training_crop(image, box, draws, size, turn, shrink)
     if draws[9] < more.low_resolution:
         image = coarsened(image, draws[10])
     if more.color_jitter:

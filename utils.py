@@ -24,6 +24,9 @@ except ImportError:  # Windows has none
 # How long a thread spins while it waits for the others.
 THREAD_SETTINGS = ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')
 
+# What PyTorch's bf16 convolutions use on a CPU.
+BF16_CPUS = {'avx512_bf16', 'amx_bf16'}
+
 
 class RunError(Exception):
     """A run that cannot go on; the message says why and what to do."""
@@ -98,8 +101,15 @@ def choose_device(gpu):
     return f'cuda:{chosen}' if gpus else 'cpu'
 
 
-def choose_precision(amp, device):
+def choose_precision(amp, device, network):
     """Returns what --amp means on a device: 'off', 'bf16' or 'fp16'.
+
+    Args:
+        amp: the option.
+        device: 'cpu' or 'cuda:N'.
+        network: 'attnet', whose steps bf16 makes 1.3 to 1.4 times as fast on
+            a CPU that has it (an AMD EPYC with avx512_bf16, one thread, 96
+            and 224 pixels); ShuffleNetV2's were 0.9 and 1.0 times as fast.
 
     Raises:
         UsageError: fp16 without a GPU.
@@ -108,7 +118,13 @@ def choose_precision(amp, device):
     if amp == 'fp16' and not on_gpu:
         raise UsageError('--amp: fp16 needs a GPU')
     if amp == 'auto':
-        return 'bf16' if on_gpu and torch.cuda.is_bf16_supported() else 'off'
+        if on_gpu:
+            has = torch.cuda.is_bf16_supported()
+        else:
+            has = network == 'attnet' and not BF16_CPUS.isdisjoint(
+                name for name, held in torch.cpu.get_capabilities().items()
+                if held)
+        return 'bf16' if has else 'off'
     return amp
 
 

@@ -8,10 +8,12 @@ ratio is the median over the rounds' ratios.  The other side is
 `tests.original`: two .mat files, Pillow and float pixels for each image;
 float32, NCHW, gradients everywhere and full-size pooling kernels for each
 step.  With HEADPOSE_REAL_DATA the images are the real 300W-LP pairs in it,
-else rendered ones.
+else rendered ones; and with faces68/ and AFLW2000_recropped/ in it, exports of
+the shipped network are measured on these.
 """
 import argparse
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -21,7 +23,7 @@ from functools import partial
 from statistics import median
 
 import cv2
-import onnxruntime
+import numpy as np
 import pandas as pd
 import torch
 import torchvision
@@ -29,19 +31,30 @@ from torch.utils.data import DataLoader
 
 import datasets
 import engine
+import export
 import filename_generator
 import loaders
 import utils
 from hopenet import AttNet, for_inference, pose_loss
-from options import training_parser
+from options import SHIPPED, training_parser
 from shufflenet import ShuffleNet
 from tests import original, sample_data
 from tests.helpers import OneBatch
+
+try:  # tests.gpu does without
+    import onnxruntime
+    import openvino
+except ImportError as error:
+    MISSING = error.name
+else:
+    MISSING = None
 
 EPOCH = 55_102    # images: nine tenths of 300W-LP's 61,225
 PAIRS = 61_225
 BATCHES = {AttNet: (32,), ShuffleNet: (32, 128)}  # on a CPU
 GPU_BATCHES = (32, 128)
+SIZES = (96, 224)  # pixels of the crops that other runtimes take
+PRECISIONS = ('float32', 'fp16', 'int8')  # of the shipped network's exports
 
 
 def parse(argv=None):
@@ -87,19 +100,27 @@ def take_turns(ours, theirs, options, images, rounds=None):
             'ratio': median(b / a for a, b in times)}
 
 
-def find_data(folder):
-    """Returns a 300W_LP folder with images, and its list's names."""
-    real = os.environ.get('HEADPOSE_REAL_DATA')
-    if real:
-        data = os.path.join(real, '300W_LP')
-    else:
-        data = os.path.join(folder, '300W_LP')
-        sample_data.write_sample(folder, photographs=16, renderings=4,
-                                 images=0)
-    filename_list = os.path.join(folder, 'list.txt')
-    filename_generator.main(['--dataset', '300W_LP', '--output',
-                             filename_list, '--dataset_path', data])
+def find_data(folder, real=None, photographs=16):
+    """Returns a 300W_LP folder with images, and its list's names and path.
+
+    Args:
+        folder: for what is written.
+        real: folder of the real data sets, or None for rendered images.
+        photographs: number of rendered ones, in 4 renderings each.
+    """
+    data = os.path.join(real or folder, '300W_LP')
+    if not real:
+        sample_data.write_sample(folder, photographs, renderings=4, images=0)
+    filename_list = listed('300W_LP', data, folder)
     return data, datasets.read_list(filename_list), filename_list
+
+
+def listed(dataset, data, folder):
+    """Writes the list of a data set's images; returns its path."""
+    path = os.path.join(folder, f'{os.path.basename(data)}.txt')
+    filename_generator.main(['--dataset', dataset, '--output', path,
+                             '--dataset_path', data])
+    return path
 
 
 def input_pipeline(data, filename_list, options):
@@ -131,7 +152,8 @@ def stepper(network, batch, options):
     optimizer = torch.optim.AdamW(model.parameter_groups(1e-5),
                                   weight_decay=0, fused=True)
     loader = OneBatch(*random_batch(batch, options))
-    amp = utils.choose_precision('auto', options.device)
+    amp = utils.choose_precision('auto', options.device,
+                                 model.config['network'])
     return partial(engine.train_epoch, model, loader, optimizer,
                    options.device, amp=amp)
 
@@ -212,7 +234,8 @@ def epochs(data, filename_list, options):
         def epoch(source):
             return partial(
                 engine.train_epoch, model, source, optimizer, options.device,
-                amp=utils.choose_precision('auto', options.device))
+                amp=utils.choose_precision('auto', options.device,
+                                           model.config['network']))
         row = take_turns(epoch(loader), epoch(memory), options, count, 3)
         yield {'what': f'(c) epoch, {network.title}, '
                f'{workers} workers', 'unit': 'images/s',
@@ -246,55 +269,134 @@ def inference(options):
                                f'{1000 / row["original"]:.1f} ms')
             yield {'what': f'(d) inference, {network.title}, batch {batch}',
                    'unit': 'images/s', **row}
-        if options.device == 'cpu':
-            yield from beside_onnxruntime(network.title, model, fast, options)
 
 
-def beside_onnxruntime(title, model, fast, options):
-    """(d) One image through the same network in onnxruntime.
+# ------------------------------------------------------- other runtimes
+
+def session(path):
+    """Returns a function that runs an .onnx file in onnxruntime."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    # Between two runs its threads would go on to spin, in others' turns.
+    settings.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    network = onnxruntime.InferenceSession(path, settings)
+    return lambda images: network.run(['angles'], {'images': images})[0]
+
+
+def compiled(path):
+    """Returns a function that runs an .onnx file in OpenVINO, in float32."""
+    network = openvino.Core().compile_model(path, 'CPU', {
+        'INFERENCE_PRECISION_HINT': 'f32',
+        'INFERENCE_NUM_THREADS': torch.get_num_threads()})
+    return lambda images: network([images])['angles']
+
+
+def in_turns(functions, images, options):
+    """Times functions in turn, after a round that does not count.
 
     Args:
-        title: of the network.
-        model: the network, in plain PyTorch.
-        fast: as `for_inference` has it.
+        functions: by name.
+        images: what each is called with, of N images.
+
+    Returns:
+        A dict of lists: images/s of each function, by round.
     """
-    x = torch.rand(1, 3, options.size, options.size)
-    feed = {'images': x.numpy()}
-    networks = {'plain': lambda: model(x), 'folded': lambda: fast(x)}
-    times = {name: [] for name in (*networks, 'onnxruntime')}
-
-    def measure(name, run):
-        run()
-        times[name].append(seconds(lambda: [run() for _ in range(10)], 'cpu'))
-
-    with tempfile.NamedTemporaryFile(suffix='.onnx') as file:
-        torch.onnx.export(model, (x,), file.name, input_names=list(feed),
-                          dynamo=True, opset_version=18, external_data=False,
-                          verbose=False)
-        for _ in range(options.rounds):
-            for name, run in networks.items():
-                measure(name, run)
-            # There only for its turn: between runs its threads go on to spin.
-            session = onnxruntime.InferenceSession(file.name)
-            measure('onnxruntime', partial(session.run, None, feed))
-            del session
-    for name in networks:
-        here, there = (median(times[key]) for key in (name, 'onnxruntime'))
-        yield {'what': f'(d) {title}, {name}, beside onnxruntime',
-               'unit': 'images/s', 'here': 10 / here, 'original': 10 / there,
-               'ratio': there / here,
-               'note': f'{here / there:.2f} times its time'}
+    repeats = 1 if options.quick else max(1, 32 // len(images))
+    rates = {name: [] for name in functions}
+    for _ in range(1 + options.rounds):
+        for name, run in functions.items():
+            taken = seconds(lambda: [run(images) for _ in range(repeats)],
+                            'cpu')
+            rates[name].append(len(images) * repeats / taken)
+    return {name: values[1:] for name, values in rates.items()}
 
 
-def mat_reading(data, names, folder, options):
-    """(e) All of 300W-LP's .mat files, as a training reads them."""
-    path = os.path.join(folder, 'long_list.txt')
-    count = 100 if options.quick else 6000
-    with open(path, 'w', encoding='utf-8') as file:
-        file.writelines(f'{names[i % len(names)]}\n' for i in range(count))
+def beside(rates, base):
+    """Yields name, images/s and the ratio to `base`, of `in_turns`."""
+    for name, values in rates.items():
+        yield name, median(values), median(
+            a / b for a, b in zip(values, rates[base]))
+
+
+@torch.inference_mode()
+def runtimes(folder, options):
+    """(f) Both networks, not trained, in other runtimes; one thread each."""
+    for network, size in itertools.product(
+            (AttNet, ShuffleNet), SIZES[:1] if options.quick else SIZES):
+        model, path = network().eval(), os.path.join(folder, 'network.onnx')
+        snapshot = os.path.join(folder, 'network.pkl')
+        torch.save({'network': model.config, 'model': model.state_dict(),
+                    'options': {'image_size': size}}, snapshot)
+        export.export(path, snapshot)
+        fast = for_inference(model)
+        functions = {
+            'plain PyTorch': lambda x: model(torch.from_numpy(x)),
+            'folded': lambda x: fast(torch.from_numpy(x)),
+            'onnxruntime': session(path), 'OpenVINO': compiled(path)}
+        for batch in (1,) if options.quick else (1, 32):
+            rates = in_turns(functions, np.random.rand(
+                batch, 3, size, size).astype(np.float32), options)
+            for name, rate, ratio in beside(rates, 'onnxruntime'):
+                yield {'what': f'(f) {network.title}, {size} px, batch '
+                       f'{batch}, {name}', 'unit': 'images/s', 'here': rate,
+                       'ratio': ratio, 'note': 'ratio: to onnxruntime'}
+
+
+def shipped_exports(folder, options):
+    """(g) The shipped network's exports: error, size, throughput.
+
+    Their ranges are of crops of faces68, which it was trained on.
+    """
+    real = os.environ.get('HEADPOSE_REAL_DATA', '')
+    faces, heads = (os.path.join(real, name) for name in (
+        'faces68', 'AFLW2000_recropped'))
+    if options.quick or not (os.path.isdir(faces) and os.path.isdir(heads)):
+        return
+    filename_list = listed('300W_LP', faces, folder)
+    paths = {precision: os.path.join(folder, f'{precision}.onnx')
+             for precision in PRECISIONS}
+    for precision, path in paths.items():
+        export.export(path, SHIPPED, True, precision, data_dir=faces,
+                      filename_list=filename_list)
+    images, true = test_crops(heads, listed('AFLW2000', heads, folder))
+    functions = {name: session(path) for name, path in paths.items()}
+    functions['OpenVINO'] = compiled(paths['float32'])
+    functions['OpenVINO, int8'] = compiled(paths['int8'])
+    rates = in_turns(functions, images[:32], options)
+    for name, rate, ratio in beside(rates, 'float32'):
+        angles = np.concatenate([
+            functions[name](images[start:start + 32])
+            for start in range(0, len(images), 32)])
+        path = paths['int8' if 'int8' in name else
+                     name if name in paths else 'float32']
+        size = os.path.getsize(path) / os.path.getsize(paths['float32'])
+        yield {'what': f'(g) shipped network, batch 32, {name}', 'unit':
+               'images/s', 'here': rate, 'ratio': ratio, 'note':
+               f'MAE {np.abs(angles - true).mean():.3f} on {len(true):,} '
+               f're-crops, size {size:.2f}, ratio: to float32'}
+
+
+def test_crops(data, filename_list):
+    """Returns a data set's crops (N, 96, 96, 3) and angles (N, 3)."""
+    loader = loaders.evaluation_loader(data, filename_list, image_size=96)
+    images, angles = zip(*[batch[:2] for batch in loader])
+    return (torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy(),
+            np.concatenate(angles))
+
+
+def mat_reading(data, filename_list, count, options):
+    """(e) All of 300W-LP's .mat files, as a training reads them.
+
+    Args:
+        data: the folder.
+        filename_list: of some of them, which are read again and again.
+        count: of its names.
+    """
+    repeats = 1 if options.quick else max(1, 6000 // count)
     taken = median(
-        seconds(lambda: datasets.read_annotations(data, path), 'cpu')
-        for _ in range(options.rounds))
+        seconds(lambda: [datasets.read_annotations(data, filename_list)
+                         for _ in range(repeats)], 'cpu')
+        for _ in range(options.rounds)) / repeats
     yield {'what': '(e) .mat files', 'unit': 'files/s', 'here': count / taken,
            'note': f'{PAIRS:,} in {PAIRS * taken / count:.1f} s'}
 
@@ -335,16 +437,21 @@ def main(argv=None):
     facts, rows = machine(options), []
     print(', '.join(f'{key} {value}' for key, value in facts.items()))
     with tempfile.TemporaryDirectory() as folder:
-        data, names, filename_list = find_data(folder)
-        for part in (input_pipeline(data, filename_list, options),
-                     training_steps(options),
-                     epochs(data, filename_list, options),
-                     inference(options),
-                     mat_reading(data, names, folder, options)):
-            for row in part:
-                rows.append(row)
-                print(f'  {row["what"]}: {row["here"]:.1f} {row["unit"]}',
-                      flush=True)
+        data, names, filename_list = find_data(
+            folder, os.environ.get('HEADPOSE_REAL_DATA'))
+        parts = [input_pipeline(data, filename_list, options),
+                 training_steps(options),
+                 epochs(data, filename_list, options), inference(options),
+                 mat_reading(data, filename_list, len(names), options)]
+        if MISSING:
+            print(f'{MISSING} is not installed: no row (f), (g)')
+        elif options.device == 'cpu':
+            parts += [runtimes(folder, options),
+                      shipped_exports(folder, options)]
+        for row in itertools.chain(*parts):
+            rows.append(row)
+            print(f'  {row["what"]}: {row["here"]:.1f} {row["unit"]}',
+                  flush=True)
     table = pd.DataFrame(rows)[['what', 'here', 'original', 'unit', 'ratio',
                                 'note']]
     print(table.to_string(index=False, na_rep='', float_format='%.2f'))

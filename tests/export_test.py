@@ -1,24 +1,87 @@
 """export.py: other runtimes give PyTorch's angles."""
+import functools
+import inspect
+import json
 import os
+import re
 
+import cv2
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
+import demo
 import export
 from checkpoint import load_network
 from datasets import read_annotations
-from hopenet import AttNet, decode, normalize
+from hopenet import BIN_WIDTH, MIN_ANGLE, NUM_BINS, AttNet, decode, normalize
 from loaders import PoseDataset
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, run_script
+from transforms import PROTOCOL_K, PROTOCOL_SIDE, expand_box
+
+try:
+    import openvino
+except ImportError:  # 59 MB
+    openvino = None
 
 
 @pytest.fixture
 def run(run):
     """Runs export.py in this process: returns status, stdout, stderr."""
     return lambda *options: run(export, *options)
+
+
+@pytest.fixture(scope='session')
+def snapshots(snapshot, tmp_path_factory):
+    """Both networks for crops of SIZE, with attention that matters."""
+    torch.manual_seed(1)
+    model = AttNet()
+    for block in model.blocks():  # fresh ones are one half everywhere
+        torch.nn.init.normal_(block.cbam.SpatialGate.spatial.bn.weight)
+    path = tmp_path_factory.mktemp('attention') / 'x.pkl'
+    torch.save({'network': model.config, 'model': model.state_dict(),
+                'options': {'image_size': SIZE}}, path)
+    return {'shufflenet': snapshot, 'attnet': path}
+
+
+@pytest.fixture(scope='session')
+def exported(snapshots, tmp_path_factory):
+    """Returns a function of a network's name and raw: its .onnx file."""
+    folder = tmp_path_factory.mktemp('exported')
+
+    @functools.cache
+    def write(name, raw):
+        path = folder / f'{name}_{raw}.onnx'
+        export.export(path, snapshots[name], raw)
+        return path
+    return write
+
+
+def in_onnxruntime(path, images):
+    """Returns logits and angles."""
+    return onnxruntime.InferenceSession(path).run(None, {'images': images})
+
+
+def in_openvino(path, images):
+    """Returns logits and angles."""
+    if openvino is None:
+        pytest.skip('openvino is not installed')
+    # Else it takes bfloat16 where the CPU has it.
+    network = openvino.Core().compile_model(
+        path, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    done = network([images])
+    return done['logits'], done['angles']
+
+
+def in_opencv(path, images):
+    """Returns logits and angles."""
+    network = cv2.dnn.readNetFromONNX(str(path))
+    network.setInput(images)
+    return network.forward(['logits', 'angles'])
 
 
 def network_angles(path, images):
@@ -49,17 +112,129 @@ def test_pt2_gives_the_same_angles_for_any_batch(run, snapshot, tmp_path,
         np.testing.assert_allclose(angles, expected, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize('extension', ['.onnx', '.pt2'])
-def test_the_network_with_attention_is_exported(tmp_path, extension):
+def test_the_network_with_attention_is_a_program_too(tmp_path):
     model = AttNet().eval()
     torch.save(model.state_dict(), tmp_path / 'x.pkl')
-    path = tmp_path / f'x{extension}'
+    path = tmp_path / 'x.pt2'
     export.export(path, tmp_path / 'x.pkl')
     images = torch.rand(5, 3, 224, 224)
     with torch.no_grad():
         expected = decode(model(images))
     np.testing.assert_allclose(network_angles(path, images), expected,
                                atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize('runtime', [in_onnxruntime, in_openvino, in_opencv])
+@pytest.mark.parametrize('raw', [False, True])
+@pytest.mark.parametrize('name', ['shufflenet', 'attnet'])
+def test_every_runtime_opens_it(exported, snapshots, name, raw, runtime):
+    model = load_network(snapshots[name], AttNet, ShuffleNet)[0].eval()
+    for count in (1, 2, 5):
+        pixels = torch.randint(256, (count, SIZE, SIZE, 3),
+                               dtype=torch.uint8)
+        images = normalize(pixels.permute(0, 3, 1, 2)).contiguous()
+        with torch.no_grad():
+            expected = model(images)
+        logits, angles = runtime(exported(name, raw),
+                                 (pixels if raw else images).numpy())
+        assert logits.shape == (count, 3, 66) and angles.shape == (count, 3)
+        np.testing.assert_allclose(logits, expected, atol=1e-3, rtol=1e-3)
+        np.testing.assert_allclose(angles, decode(expected), atol=1e-3,
+                                   rtol=0)
+
+
+def test_the_decoding_gives_the_published_angles():
+    torch.manual_seed(0)
+    logits = torch.randn(1000, 3, NUM_BINS) * torch.rand(1000, 1, 1) * 20
+    published = (logits.double().softmax(-1) @ torch.arange(
+        NUM_BINS, dtype=torch.double) * BIN_WIDTH + MIN_ANGLE)
+    np.testing.assert_allclose(decode(logits), published, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('raw', [False, True])
+def test_the_file_says_what_it_takes(exported, raw):
+    model = onnx.load(exported('shufflenet', raw))
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert said.keys() == {'image_size', 'margins', 'angles', 'input',
+                           'convention'}
+    assert said['image_size'] == str(SIZE)
+    assert said['angles'] == 'yaw, pitch, roll'
+    assert said['input'] == ('uint8 RGB (N, H, W, 3)' if raw else
+                             'float RGB (N, 3, H, W), normalised')
+    left, right, above, below = map(
+        float, re.findall(r'\d\.\d+', said['margins']))
+    assert expand_box((0, 0, 1000, 1000), PROTOCOL_K, PROTOCOL_SIDE) == (
+        -1000 * left, -1000 * above, 1000 + 1000 * right, 1000 + 1000 * below)
+
+
+def test_old_runtimes_may_open_it(exported):
+    # onnxruntime 1.17 refuses anything above 9.
+    assert onnx.load(exported('shufflenet', True)).ir_version == 8
+
+
+@pytest.mark.parametrize('orientation', [1, 3, 6, 8])
+def test_the_docstrings_lines_and_the_demo_agree_on_turned_photographs(
+        run, exported, snapshot, tmp_path, monkeypatch, orientation):
+    picture = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture).resize((320, 240)).save(
+        tmp_path / 'photo.jpg', quality=95, exif=exif)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'model.onnx').write_bytes(
+        exported('shufflenet', True).read_bytes())
+    lines = inspect.cleandoc(export.__doc__).split('import numpy')[1]
+    lines = 'import numpy' + lines.split('\n\n`size`')[0]
+    lines = lines.replace('\n    ', '\n').replace(
+        '(121, 184, 324, 385), size=96', f'(50, 70, 150, 180), size={SIZE}')
+    found = {}
+    exec(lines, found)
+    status = demo.main(['photo.jpg', '--gpu', '-1', '--box', '50,70,150,180',
+                        '--snapshot', str(snapshot), '--json',
+                        '--output', 'out'])
+    assert not status
+    row, = json.loads((tmp_path / 'out' / 'poses.json').read_text())
+    np.testing.assert_allclose(
+        [row[axis] for axis in ('yaw', 'pitch', 'roll')], found['angles'][0],
+        atol=0.03)
+
+
+@pytest.mark.parametrize('precision, share', [('int8', 0.65), ('fp16', 0.6)])
+def test_small_networks(exported, sample, snapshot, tmp_path, precision,
+                        share):
+    path, plain = tmp_path / 'x.onnx', exported('shufflenet', True)
+    data = sample / '300W_LP'
+    export.export(path, snapshot, True, precision, data_dir=data,
+                  filename_list=data / 'filename_list.txt')
+    assert os.path.getsize(path) < share * os.path.getsize(plain)
+    images = np.random.default_rng(0).integers(
+        0, 256, (5, SIZE, SIZE, 3), np.uint8)
+    logits, angles = in_onnxruntime(path, images)
+    assert 0 < np.abs(angles - in_onnxruntime(plain, images)[1]).max() < 0.5
+    # What the heads say is decoded in float32.
+    np.testing.assert_allclose(decode(torch.from_numpy(logits)), angles,
+                               atol=1e-4, rtol=0)
+    graph = onnx.load(path).graph
+    made_by = {name: node.op_type for node in graph.node
+               for name in node.output}
+    kinds = ('Softmax', 'MatMul') + ('Gemm',) * (precision == 'int8')
+    feeding = {made_by.get(name) for node in graph.node
+               if node.op_type in kinds for name in node.input}
+    assert not feeding & {'QuantizeLinear', 'DequantizeLinear'}
+
+
+def test_int8_is_for_onnx(run, snapshot, tmp_path):
+    status, _, err = run(tmp_path / 'x.pt2', '--snapshot', snapshot, '--int8')
+    assert status == 2 and '--int8: is for .onnx files' in err
+    assert os.listdir(tmp_path) == []
+
+
+def test_int8_names_the_missing_data(run, snapshot, tmp_path):
+    status, _, err = run(tmp_path / 'x.onnx', '--snapshot', snapshot, '--int8',
+                         '--data_dir', tmp_path / 'none')
+    assert status == 1
+    assert err == f'{tmp_path}/none: no such data folder\n'
+    assert os.listdir(tmp_path) == []
 
 
 def test_onnx_has_the_third_partys_known_error(real, third_party, run,
