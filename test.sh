@@ -38,7 +38,7 @@ folder=checkpoints
 if [[ ! -d $data ]]; then
     [[ $checkpoint != shufflenet_faces ]] ||
         echo "test.sh faces: the README's figure needs data/AFLW2000, which" \
-            "is not there; of rendered heads the network knows little" >&2
+            "is not there; this one is of rendered heads" >&2
     python -m tests.sample_data data/sample
     data=data/sample/AFLW2000
     folder=checkpoints/sample
