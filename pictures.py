@@ -13,6 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from datasets import shown
 from detect import InputError
 
 try:  # optional: it reads the HEIC pictures of telephones
@@ -30,11 +31,6 @@ ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # Pillow's names of formats whose
 # pictures follow in time; those of TIFF are pages, of MPO views.
 HEIF_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'mif1', b'msf1')
 GREY = 128  # what shows through transparent pixels
-
-
-def shown(path):
-    """Returns a path as one line that can be printed."""
-    return path if path.isprintable() else repr(path)[1:-1]
 
 
 def open_picture(path):

@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 from PIL import ImageSequence
 
+from datasets import shown
 from detect import InputError
-from pictures import bgr, shown, unreadable
+from pictures import bgr, unreadable, whole_file
 
 URLS = ('http://', 'https://', 'rtsp://', 'rtsps://', 'rtmp://')
 USUAL_RATE = 25  # frames a second, of a video that names no rate
@@ -51,8 +52,7 @@ class Animation:
         path: of the file.
         picture: what `open_picture` returned for it.
     """
-    sound = None
-    live = False
+    sound, start, heard = None, 0.0, None
 
     def __init__(self, path, picture):
         self.path = path
@@ -66,7 +66,7 @@ class Animation:
         Raises:
             InputError: the file is damaged from here on.
         """
-        seconds, shape = 0.0, None
+        seconds = 0.0
         try:
             for picture in ImageSequence.Iterator(self.picture):
                 image = bgr(picture)
@@ -87,8 +87,7 @@ class Camera:
     Raises:
         InputError: there is none.
     """
-    sound = total = None
-    live = True
+    sound, start, heard, total = None, 0.0, None, None
 
     def __init__(self, source):
         self.capture = cv2.VideoCapture(int(source) if source.isdecimal()
@@ -258,37 +257,40 @@ class Recorder:
 
     Args:
         path: of the file.
-        shape: of the pictures, (H, W, 3).
-        rate: frames a second; the times are what counts.
-        sound: `av.AudioStream` to take along, or None.
-        start: seconds on the sound's clock when the video begins.
-
-    Raises:
-        OSError: it cannot be written.
+        moving: what is recorded, for its rate and its sound.
     """
 
-    def __init__(self, path, shape, rate, sound=None, start=0.0):
-        self.size = [side + side % 2 for side in shape[1::-1]]
+    def __init__(self, path, moving):
+        self.path = path
+        self.moving = moving
+        self.container = None  # until the first picture's size is known
         self.last = -1
-        self.container = av.open(path, 'w', format='mp4',
+
+    def open(self, shape):
+        """Opens the file for pictures of a shape (H, W, 3)."""
+        self.size = [side + side % 2 for side in shape[1::-1]]
+        self.container = av.open(f'file:{self.path}', 'w', format='mp4',
                                  options={'movflags': 'faststart'})
         self.stream = self.container.add_stream(
-            'libx264', rate=Fraction(rate).limit_denominator(1001),
+            'libx264',
+            rate=Fraction(self.moving.rate).limit_denominator(1001),
             options={'crf': '20', 'preset': 'veryfast'})
         self.stream.width, self.stream.height = self.size
         self.stream.pix_fmt = 'yuv420p'
         self.stream.codec_context.time_base = Fraction(1, CLOCK)
-        self.sound = sound and Sound(self.container, sound, start)
+        self.sound = self.moving.sound and Sound(
+            self.container, self.moving.sound, self.moving.start)
 
-    def write(self, image, seconds, heard=None):
-        """Writes a picture, and packets of sound that came before it.
+    def write(self, image, seconds):
+        """Writes a picture, and the sound that came before it.
 
         Args:
             image: BGR; another size than the first's is stretched to it.
             seconds: when it is shown.
-            heard: list of `av.Packet`s, which is emptied.
         """
-        self.hear(heard)
+        if not self.container:
+            self.open(image.shape)
+        self.hear()
         height, width = image.shape[:2]
         wide, high = self.size
         if 0 <= wide - width <= 1 and 0 <= high - height <= 1:
@@ -302,18 +304,38 @@ class Recorder:
         frame.time_base = Fraction(1, CLOCK)
         self.container.mux(self.stream.encode(frame))
 
-    def hear(self, packets):
-        """Writes packets of sound."""
-        while packets:
-            self.sound.write(packets.pop(0))
+    def hear(self):
+        """Writes the sound that has been read so far."""
+        while self.sound and self.moving.heard:
+            self.sound.write(self.moving.heard.pop(0))
 
-    def close(self, heard=None):
+    def close(self):
         """Writes what is left of picture and sound, and the file's index."""
-        self.hear(heard)
+        if not self.container:
+            return
+        self.hear()
         if self.sound:
             self.sound.finish()
         self.container.mux(self.stream.encode())
         self.container.close()
+
+
+@contextlib.contextmanager
+def recording(path, moving):
+    """Yields a `Recorder`; the file is there, whole, if all goes well.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with whole_file(path) as temporary:
+        recorder = Recorder(temporary, moving)
+        try:
+            try:
+                yield recorder
+            finally:
+                recorder.close()
+        except av.FFmpegError as error:
+            raise OSError(reason(error)) from None
 
 
 class Sound:
