@@ -208,7 +208,8 @@ def written(table):
         names = {row.get('drawn') for row in rows} - {None, ''}
         paths = {os.path.realpath(os.path.join(folder, name))
                  for name in names}
-    except (OSError, ValueError, TypeError, AttributeError, csv.Error):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError,
+            csv.Error):
         return set()  # a table of another kind
     return {path for path in paths
             if os.path.commonpath((folder, path)) == folder}
@@ -232,7 +233,8 @@ def draw_heads(image, heads, cube=False, labels=None):
             corners = np.rint(box).astype(int).reshape(2, 2).tolist()
             cv2.rectangle(image, *corners, (color,) * 3, width)
         draw_pose(image, angles, center, size * (0.9 if cube else 0.6), cube)
-        lines = [f'{axis} {angle:.0f}' for axis, angle in zip(AXES, angles)]
+        lines = [f'{axis} {round(float(angle))}'
+                 for axis, angle in zip(AXES, angles)]
         if labels is not None:
             lines.insert(0, f'#{labels[row]}')
         write_lines(image, lines, box, size)

@@ -1,6 +1,6 @@
 """Measures what detect.py finds, and what its boxes cost in degrees.
 
-    python -m tests.detection DATA --yunet FILE.onnx [--every N]
+    python -m tests.detection DATA --yunet FILE.onnx
 
 DATA holds faces68/ (photographs with 68 landmarks in 300W-LP's layout) and
 AFLW2000_recropped/.  Printed are the margins of the face in YuNet's box, the
@@ -20,6 +20,8 @@ import numpy as np
 
 from datasets import DataError, face_box, read_mat
 from detect import Cascades, YuNet, overlap
+from estimator import Estimator, load
+from options import SHIPPED
 from pose import AXES, beyond_range
 
 CANVAS = (3024, 4032)  # pixels: height and width of a 12-megapixel picture
@@ -127,53 +129,68 @@ def print_found(name, detector, pictures):
     print(f'{name}: {total} faces: {count}', flush=True)
 
 
-def print_errors(found, detector, estimate):
+def print_errors(found, estimate):
     """Prints the error with detected boxes and with the landmarks'.
 
     Args:
         found: path, angles and box of each picture.
-        detector: see detect.py.
-        estimate: a function of a BGR picture and boxes (N, 4) that returns
-            angles (N, 3).
+        estimate: an `Estimator`.
     """
     errors = []
     for path, angles, box in found:
         if beyond_range(angles):
             continue
         image = cv2.imread(path)
-        boxes, _ = detector(image)
+        boxes, _ = estimate.detector(image)
         index = best(box, boxes)
         if index is not None:
-            both = estimate(image, np.stack((boxes[index], box)))
+            both, _ = estimate.angles(image,
+                                      np.stack((boxes[index], box)))
             errors.append(np.abs(both - angles))
-    for name, mean in zip(("detected boxes", "landmarks' boxes"),
+    for name, mean in zip(('detected boxes', "landmarks' boxes"),
                           np.mean(errors, axis=0)):
         print(f'{name}, {len(errors)} re-crops: ' + ', '.join(
             f'{axis} {error:.3f}' for axis, error in zip(AXES, mean))
             + f', MAE {mean.mean():.3f}', flush=True)
 
 
+def print_detector(name, detector, found, few):
+    """Prints what a detector finds in re-crops, and in a few made large."""
+    print_found(f'{name}, ten in a picture of 4032x3024', detector,
+                canvases(few))
+    print_found(f'{name}, filling 3024 pixels', detector, enlarged(few[::4]))
+    print_found(f'{name}, re-crops', detector,
+                ((cv2.imread(path), [(angles, box)])
+                 for path, angles, box in found))
+
+
 def main():
     """Prints everything."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('data')
-    parser.add_argument('--yunet', required=True)
-    parser.add_argument('--every', type=int, default=1,
-                        help='look at every Nth re-crop')
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('data', metavar='DATA')
+    add('--yunet', required=True, metavar='FILE.onnx')
+    add('--part', choices=('margins', 'yunet', 'cascades', 'errors'),
+        help='default: all of them')
+    add('--every', type=int, default=1, metavar='N',
+        help='look at every Nth re-crop')
     options = parser.parse_args()
-    print_margins(options.data, options.yunet, 4)
     found = list(pairs(os.path.join(options.data, 'AFLW2000_recropped',
-                                    '*.mat')))[::options.every]
-    for name, detector in (('YuNet', YuNet(options.yunet)),
-                           ('cascades', Cascades())):
-        few = found[::max(1, len(found) // 100)][:100]
-        print_found(f'{name}, ten a picture of 4032x3024', detector,
-                    canvases(few))
-        print_found(f'{name}, filling 3024 pixels', detector,
-                    enlarged(few[::4]))
-        print_found(f'{name}, re-crops', detector,
-                    ((cv2.imread(path), [(angles, box)])
-                     for path, angles, box in found))
+                                    '*.mat')))
+    few = found[::max(1, len(found) // 100)][:100]
+    found = found[::options.every]
+    parts = {
+        'margins': lambda: print_margins(options.data, options.yunet, 4),
+        'yunet': lambda: print_detector('YuNet', YuNet(options.yunet), found,
+                                        few),
+        'cascades': lambda: print_detector('cascades', Cascades(), found,
+                                           few),
+        'errors': lambda: print_errors(
+            found, Estimator(YuNet(options.yunet), load(SHIPPED)))}
+    for name in [options.part] if options.part else parts:
+        parts[name]()
 
 
 if __name__ == '__main__':
