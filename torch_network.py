@@ -3,12 +3,14 @@ import os
 
 import torch
 
+from checkpoint import crop_size, load_network
 from detect import InputError
 from engine import predict
-from hopenet import AttNet, WeightsError, for_inference
+from hopenet import AttNet, for_inference
 from options import SHIPPED
 from shufflenet import ShuffleNet
-from utils import RunError, init_process, load_network, trained_size
+from utils import RunError, init_process
+from weights import WeightsError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -37,11 +39,7 @@ class TorchNetwork:
             failure = InputError(str(error))
             failure.status = getattr(error, 'status', 1)
             raise failure from None
-        self.size = image_size or trained_size(content)
-        if not image_size and 'image_size' not in content.get('options', {}):
-            print(f'{snapshot}: does not say at which size it was trained: '
-                  f'{self.size} pixels are assumed; --image_size names '
-                  'another')
+        self.size = crop_size(snapshot, content, image_size)
         self.model = for_inference(model.to(self.device))
 
     @torch.inference_mode()

@@ -1,10 +1,6 @@
 """demo.py, by its command line: pictures, bad input, results, names."""
-import csv
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,50 +13,20 @@ import datasets
 import demo
 import detect
 import estimator
-import export
-import torch_network
+from checkpoint import load_network
 from detect import whole_box
-from hopenet import (PIXEL_MEAN, PIXEL_STD, AttNet, decode, normalize,
-                     spread)
-from options import SHIPPED
+from hopenet import decode, normalize
 from pose import AXES, rotation_matrix
 from results import BOX, FACING, FIELDS, MATRIX, Names, draw_heads
 from shufflenet import ShuffleNet
-from tests.conftest import ROOT, SIZE
+from tests.conftest import SIZE, YUNET, rows
 from transforms import protocol_crop
-from utils import load_network, trained_size
-
-YUNET = 'face_detection_yunet_2023mar_fixed640.onnx'
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
-    """Nothing is fetched: what is not there is refused at once."""
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(detect, 'YUNET_URL', 'http://127.0.0.1:9/yunet.onnx')
 
 
 @pytest.fixture
-def run(run):
+def run(run, offline):
     """Runs demo.py in this process: returns status, stdout, stderr."""
     return lambda *options: run(demo, '--gpu', '-1', *options)
-
-
-@pytest.fixture
-def pictures(sample, tmp_path):
-    """A folder with three of the sample's pictures."""
-    folder = tmp_path / 'pictures'
-    folder.mkdir()
-    for number in (2, 3, 4):
-        image = cv2.imread(str(sample / f'AFLW2000/image0000{number}.jpg'))
-        cv2.imwrite(str(folder / f'{number}.png'), image)
-    (folder / 'notes.txt').write_text('not a picture')
-    return folder
-
-
-def rows(folder):
-    with open(folder / 'poses.csv', newline='') as file:
-        return list(csv.DictReader(file))
 
 
 # ----------------------------------------------------------------- pictures

@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 import torch
 
+import demo
 import detect
 import estimator
 import export
 import torch_network
+from checkpoint import load_network, trained_size
 from hopenet import PIXEL_MEAN, PIXEL_STD, AttNet, spread
 from options import SHIPPED
 from pose import AXES
 from shufflenet import ShuffleNet
-from tests.conftest import ROOT, SIZE
-from tests.demo_test import offline, pictures, rows, run
-from utils import load_network, trained_size
+from tests.conftest import ROOT, SIZE, rows
 
-__all__ = ('offline', 'pictures', 'run')  # fixtures
+
+@pytest.fixture
+def run(run, offline):
+    """Runs demo.py in this process: returns status, stdout, stderr."""
+    return lambda *options: run(demo, '--gpu', '-1', *options)
 
 
 def test_an_opencv_without_cascades_is_said(run, snapshot, pictures,
@@ -66,7 +70,8 @@ def test_a_size_that_nobody_says_is_said(run, snapshot, pictures, tmp_path):
     torch.save(torch.load(snapshot)['model'], tmp_path / 'bare.pkl')
 
     for path, more, size, said in (
-            (snapshot, (), SIZE, False), (tmp_path / 'bare.pkl', (), 224, True),
+            (snapshot, (), SIZE, False),
+            (tmp_path / 'bare.pkl', (), 224, True),
             (tmp_path / 'bare.pkl', ('--image_size', SIZE), SIZE, False)):
         status, out, err = run(pictures / '2.png', '--whole', '--snapshot',
                                path, '--output', tmp_path / 'o',
