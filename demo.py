@@ -199,7 +199,7 @@ class Work:
         picture = None if is_live(source) else open_picture(source)
         if picture is None:
             return self.draw_moving(source, place, open_moving(source))
-        if is_animation(picture):
+        if is_animation(source, picture):
             return self.draw_moving(source, place,
                                     Animation(source, picture))
         with picture:

@@ -71,10 +71,21 @@ def unreadable(path, error):
                       f'({reason[0]})')
 
 
-def is_animation(picture):
-    """Says whether a Pillow image is one of several that follow in time."""
-    return (picture.format in ANIMATED
-            and getattr(picture, 'n_frames', 1) > 1)
+def is_animation(path, picture):
+    """Says whether a Pillow image is one of several that follow in time.
+
+    Args:
+        path: of the file.
+        picture: what `open_picture` returned for it.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return (picture.format in ANIMATED
+                and getattr(picture, 'n_frames', 1) > 1)
+    except Exception as error:  # it reads through the file
+        raise unreadable(path, error) from None
 
 
 def read_pixels(path, picture):

@@ -28,7 +28,7 @@ SOUND = ('aac', 'mp3', 'opus', 'flac', 'alac', 'ac3', 'eac3')
 
 def is_camera(source):
     """Says whether an input is a camera: its number, or a device's path."""
-    return source.isdecimal() or source.startswith('/dev/')
+    return source.isdecimal() or source.startswith('/dev/video')
 
 
 def is_live(source):

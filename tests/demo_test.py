@@ -16,6 +16,7 @@ import estimator
 from checkpoint import load_network
 from detect import whole_box
 from hopenet import decode, normalize
+from options import parse_demo
 from pose import AXES, rotation_matrix
 from results import BOX, FACING, FIELDS, MATRIX, Names, draw_heads
 from shufflenet import ShuffleNet
@@ -342,6 +343,8 @@ def test_names_of_any_bytes(run, snapshot, pictures, tmp_path, name):
 def test_wrong_usage(run, options, message):
     status, _, err = run(*options)
     assert status == 2 and message in err
+    # options.py imports nothing that is slow, and says it a second time.
+    assert parse_demo('', ['x.jpg']).min_score == detect.MIN_SCORE
 
 
 # ---------------------------------------------------------------- real faces

@@ -130,8 +130,9 @@ def test_animations_are_told_from_stills(tmp_path, scene):
         for count in 1, 2:
             frames[0].save(tmp_path / 'x', kind, save_all=True,
                            append_images=frames[1:count])
-            with open_picture(str(tmp_path / 'x')) as picture:
-                assert is_animation(picture) == (moving and count == 2)
+            path = str(tmp_path / 'x')
+            with open_picture(path) as picture:
+                assert is_animation(path, picture) == (moving and count == 2)
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, scene):

@@ -338,7 +338,7 @@ def test_a_video_that_cannot_be_written_ends_nothing_else(
         call, tmp_path, monkeypatch):
     def refuse(self, shape):
         if 'bad' in self.path:
-            raise av.error.ValueError(22, 'Invalid argument')
+            raise av.FFmpegError(22, 'Invalid argument')
         return opened(self, shape)
     opened = Recorder.open
     monkeypatch.setattr(Recorder, 'open', refuse)
