@@ -38,9 +38,10 @@ eighth of those at hand) YuNet finds the faces of 245 and sees 6 more, some of
 them persons without a label; the cascades find 211 and see 14 more.  Of 100,
 ten at a time in a picture of 4032x3024, YuNet finds all, the cascades 62.
 The shipped network's error on 96 re-crops is 6.2 degrees with YuNet's boxes
-and 5.8 with the landmarks' (`python -m tests.detection`).  With crops of your own: --whole (each picture
-is a whole crop of one head, as loose as the test's), or --box x0,y0,x1,y1
-(brows to chin).
+and 5.8 with the landmarks' (`python -m tests.detection`).
+
+With crops of your own: --whole (each picture is a whole crop of one head, as
+loose as the test's), or --box x0,y0,x1,y1 (brows to chin).
 
 The network is checkpoints/shufflenet_faces.pkl, which comes with the
 repository: trained by these scripts on photographs and turned renderings of
