@@ -55,7 +55,7 @@ import signal
 import sys
 import threading
 
-from options import parse_demo, run_main
+from options import parse_demo
 
 if __name__ == '__main__':  # --help and mistakes do not wait for the rest
     parse_demo(__doc__)
@@ -65,6 +65,7 @@ from tqdm import tqdm
 
 from datasets import shown
 from detect import InputError, Tracker, make_detector
+from ending import run_main
 from estimator import Estimator, load
 from pictures import (PICTURES, is_animation, open_picture, read_pixels,
                       write_jpeg)
@@ -86,8 +87,8 @@ def signals_noted():
     """Yields a list that SIGINT and SIGTERM are noted in; a second one kills.
 
     Work ends between two pictures or frames, so that what is written is
-    whole.  (`utils.signals_noted` needs PyTorch.)  Python delivers signals
-    to the main thread alone.
+    whole.  (`utils.signals_noted` needs PyTorch; `ending.noted_signals` notes
+    until the process ends.)  Python delivers signals to the main thread alone.
     """
     received, handlers = [], {}
 

@@ -84,8 +84,8 @@ def test_a_size_that_nobody_says_is_said(run, snapshot, pictures, tmp_path):
 
 def without_pytorch(*options):
     """Runs demo.py in a process that has no PyTorch."""
-    code = ('import sys; sys.modules["torch"] = None; import demo, options; '
-            'sys.exit(options.run_main(lambda: demo.main(sys.argv[1:]), '
+    code = ('import sys; sys.modules["torch"] = None; import demo, ending; '
+            'sys.exit(ending.run_main(lambda: demo.main(sys.argv[1:]), '
             'demo.InputError))')
     return subprocess.run([sys.executable, '-c', code, *map(str, options)],
                           cwd=ROOT, capture_output=True, text=True,
