@@ -3,328 +3,317 @@
     python demo.py photo.jpg                     into output/demo/
     python demo.py holiday/ clip.mp4 --cube      folders and video, too
     python demo.py 0                             camera 0, in a window
+    python demo.py --snapshot model.onnx x.jpg   without PyTorch
 
 Angles are in degrees: yaw, pitch, roll, with 300W-LP's signs (README.md has
 a picture of them).  They are printed.  Pictures with drawn axes (--cube:
-cubes), video of the same rate and size, and poses.csv (--json: poses.json)
-with a row for each face, go to output/demo/ (--output); a picture without a
-face has a row without angles.  A camera is shown in a window, which q closes
-(--no_window: video only).  What cannot be read is named and skipped, and the
-exit status is then 1.
+cubes), video, and poses.csv (--json: poses.json) with a row for each face go
+to output/demo/ (--output), which must have no results of an earlier run
+(--overwrite replaces these); no other file is ever replaced.  A picture
+without a face has a row without angles.  What cannot be used is named and
+skipped, and the exit status is then 1.
 
-Faces are found by OpenCV's cascades, which need no download and miss many
-heads beyond 60 degrees of yaw; --detector FILE.onnx takes YuNet from OpenCV's
-model zoo.  With crops of your own: --whole (each picture is a whole crop of
-one head, as loose as the test's), or --box x0,y0,x1,y1 (brows to chin).
---smooth 0.7 steadies video.
+A row has the input (file) and what was drawn of it (drawn); in video the
+frame, its time (seconds) and the person (track: one number while the face is
+seen, and for a second without it); the face, from left to right, as numbered
+in the picture; its box, brows to chin; the detector's score; yaw, pitch,
+roll; the spread of the bins' probabilities in degrees, small where the
+network is sure (no interval with a known probability); and the unit vector
+out of the face, x to the right, y down, z to us.  --matrix adds the rotation
+matrix, row by row.  Near 90 degrees of yaw pitch and roll turn about the same
+axis and may jump together: use the vector, or the matrix, there.
+
+Pictures are JPEG, PNG, WebP, TIFF, BMP, JPEG 2000, AVIF and, with
+pillow-heif, HEIC, upright as their EXIF says; animated GIF, PNG, WebP and
+AVIF are video.  Video is what FFmpeg reads, files and addresses (http,
+https, rtsp); what is written is H.264 in MP4, with the frames' own times and
+the sound.  Ctrl-C ends the run, and rows and video are whole.  A camera is
+shown in a window, which q closes (--no_window: video only).  --smooth 0.7
+steadies a face's rotation over the frames.
+
+Faces are found by YuNet, fetched once from OpenCV's zoo, at several scales
+and turned; where it cannot be had, by OpenCV's cascades.  --detector yunet,
+cascades or FILE.onnx chooses.  Of 248 re-crops of AFLW2000's images (every
+eighth of those at hand) YuNet finds the faces of 245 and sees 6 more, some of
+them persons without a label; the cascades find 211 and see 14 more.  Of 100,
+ten at a time in a picture of 4032x3024, YuNet finds all, the cascades 62.
+The shipped network's error on 96 re-crops is 6.2 degrees with YuNet's boxes
+and 5.8 with the landmarks' (`python -m tests.detection`).
+
+With crops of your own: --whole (each picture is a whole crop of one head, as
+loose as the test's), or --box x0,y0,x1,y1 (brows to chin).
 
 The network is checkpoints/shufflenet_faces.pkl, which comes with the
-repository: trained by these scripts on 15,428 photographs and turned
-renderings of faces, not on 300W-LP; checkpoints/README.md says how, how well,
-and under which terms.  --snapshot FILE takes any checkpoint of either network.
+repository: trained by these scripts on photographs and turned renderings of
+faces, not on 300W-LP; checkpoints/README.md says how, how well, and under
+which terms.  --snapshot FILE takes any checkpoint of either network, or an
+.onnx file of export.py, which runs in onnxruntime and needs no PyTorch.
 """
 import contextlib
-import csv
-import itertools
-import json
 import os
+import signal
 import sys
-from typing import NamedTuple
+import threading
 
-from options import SHIPPED, parse_demo
+from options import parse_demo
 
-if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
+if __name__ == '__main__':  # --help and mistakes do not wait for the rest
     parse_demo(__doc__)
 
 import cv2
-import numpy as np
-import torch
-from PIL import Image
 from tqdm import tqdm
 
-from checkpoint import load_network, trained_size
-from detect import InputError, Smoother, make_detector
-from hopenet import AttNet, decode, for_inference, normalize
-from pose import AXES, draw_pose
-from shufflenet import ShuffleNet
-from transforms import protocol_crop
-from utils import atomic, init_process, run_script
-
-PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
-FIELDS = ('file', 'frame', 'face', 'x_min', 'y_min', 'x_max', 'y_max', *AXES)
-USUAL_RATE = 25  # frames a second, of a video or camera that names none
+from datasets import shown
+from detect import InputError, Tracker, make_detector
+from ending import run_main
+from estimator import Estimator, load
+from pictures import (PICTURES, is_animation, open_picture, read_pixels,
+                      write_jpeg)
+from pose import AXES
+from results import Names, Table, draw_heads
+from video import Animation, is_camera, is_live, open_moving, recording
 
 
-class Heads(NamedTuple):
-    """The heads in a picture."""
-    boxes: np.ndarray   # (N, 4) pixels: x_min, y_min, x_max, y_max
-    angles: np.ndarray  # (N, 3) degrees: yaw, pitch, roll
+class Stopped(InputError):
+    """The run was asked to stop, by the signal `number`."""
+
+    def __init__(self, number):
+        super().__init__('Interrupted.')
+        self.status = 128 + number  # as a shell has it
 
 
-# -------------------------------------------------------------- prediction
+@contextlib.contextmanager
+def signals_noted():
+    """Yields a list that SIGINT and SIGTERM are noted in; a second one kills.
 
-class Estimator:
-    """Finds heads and their angles.
-
-    Args:
-        detector: see `detect.make_detector`.
-        snapshot: checkpoint of either network, or a bare state dict.
-        device: where the network runs.
-
-    Raises:
-        WeightsError: the snapshot cannot be used.
+    Work ends between two pictures or frames, so that what is written is
+    whole.  (`utils.signals_noted` needs PyTorch; `ending.noted_signals` notes
+    until the process ends.)  Python delivers signals to the main thread alone.
     """
+    received, handlers = [], {}
 
-    def __init__(self, detector, snapshot=SHIPPED, device='cpu'):
-        self.detector = detector
-        self.device = device
-        model, content = load_network(snapshot, AttNet, ShuffleNet)
-        self.size = trained_size(content)
-        self.model = for_inference(model.to(device))
+    def note(number, _):
+        received.append(number)
+        restore()
 
-    @torch.inference_mode()
-    def __call__(self, image):
-        """Returns the `Heads` in a BGR picture; all are one batch."""
-        boxes = self.detector(image)
-        if not len(boxes):
-            return Heads(boxes, np.empty((0, 3)))
-        picture = Image.fromarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-        crops = np.stack([np.asarray(protocol_crop(picture, box, self.size))
-                          for box in boxes])
-        # (N, H, W, 3) to (N, 3, H, W)
-        batch = torch.from_numpy(crops).permute(0, 3, 1, 2).to(self.device)
-        return Heads(boxes, decode(self.model(normalize(batch))).cpu().numpy())
+    def restore():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
-
-# ------------------------------------------------------------------ output
-
-class Table:
-    """Collects rows of FIELDS and writes them.
-
-    Args:
-        path: of the file, .csv or .json.
-    """
-
-    def __init__(self, path):
-        self.path = path
-        self.rows = []
-
-    def add(self, file, frame, heads):
-        """Adds a picture's heads; without any, a row with empty fields."""
-        for face, (box, angles) in enumerate(zip(*heads)):
-            self.rows.append(dict(zip(FIELDS, (
-                file, frame, face, *(round(float(v), 1) for v in box),
-                *(round(float(v), 2) for v in angles)))))
-        if not len(heads.boxes):
-            self.rows.append({**dict.fromkeys(FIELDS), 'file': file,
-                              'frame': frame})
-
-    def write(self):
-        """Writes the file, whole or not at all; nothing if it has no row."""
-        if not self.rows:
-            return
-        with atomic(self.path) as path:
-            with open(path, 'w', encoding='utf-8', newline='') as file:
-                if self.path.endswith('.json'):
-                    json.dump(self.rows, file, indent=1)
-                else:
-                    writer = csv.DictWriter(file, FIELDS)
-                    writer.writeheader()
-                    writer.writerows(self.rows)
-        print(f'{len(self.rows)} rows: {self.path}')
-
-
-def draw_heads(image, heads, cube=False):
-    """Returns a copy of a BGR picture with the heads' pose drawn."""
-    image = image.copy()
-    for box, angles in zip(*heads):
-        center, size = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max()
-        draw_pose(image, angles, center, size * (0.9 if cube else 0.6), cube)
-        text = '%.0f %.0f %.0f' % tuple(angles)
-        scale = max(0.4, size / 300)
-        # 30 pixels: the height of digits at scale 1, and their outline.
-        place = (int(max(0, box[0])),
-                 int(max(30 * scale, box[1] - 0.35 * size)))
-        for color, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-            cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale,
-                        color, max(1, round(width * scale * 1.5)),
-                        cv2.LINE_AA)
-    return image
-
-
-def output_path(folder, name, extension, taken):
-    """Returns a path in the output folder that is not taken, and takes it.
-
-    Args:
-        folder: of the output.
-        name: of the input, whose stem the output has.
-        extension: of the output.
-        taken: set of real paths: the inputs', and earlier outputs'.
-    """
-    stem = os.path.splitext(os.path.basename(name))[0]
-    for number in itertools.count(1):
-        tried = stem if number == 1 else f'{stem}_{number}'
-        path = os.path.join(folder, tried + extension)
-        if os.path.realpath(path) not in taken:
-            taken.add(os.path.realpath(path))
-            return path
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()
 
 
 # ------------------------------------------------------------------ inputs
 
 def is_picture(path):
     """Says whether a file's name is that of a picture."""
-    return path.lower().endswith(PICTURES)
+    return (path.lower().endswith(PICTURES)
+            and not os.path.basename(path).startswith('._'))  # macOS's notes
 
 
-def is_camera(source):
-    """Says whether an input is the number of a camera."""
-    return source.isdecimal()
-
-
-def find_inputs(inputs):
+def find_inputs(inputs, recursive=False, output=None):
     """Replaces folders by the pictures in them, sorted.
 
+    Args:
+        inputs: files, folders, cameras, addresses.
+        recursive: look into subfolders, too.
+        output: folder that is not looked into.
+
     Returns:
-        Paths and camera numbers, and a message for each input that is none.
+        A list of (source, the subfolder it was found in), and a message for
+        each input that is none.
     """
     found, bad = [], []
     for entry in inputs:
         if os.path.isdir(entry):
-            names = os.listdir(entry)
-            pictures = sorted(filter(is_picture, names))
-            found += [os.path.join(entry, name) for name in pictures]
-            if pictures and len(pictures) < len(names):
-                print(f'{entry}: pictures: {len(pictures)}, others, left '
-                      f'alone: {len(names) - len(pictures)}')
+            pictures, others = pictures_in(entry, recursive, output)
+            found += pictures
+            if pictures and others:
+                print(f'{shown(entry)}: pictures: {len(pictures)}, others, '
+                      f'left alone: {others}')
             if not pictures:
-                bad.append(f'{entry}: a folder without pictures '
+                bad.append(f'{shown(entry)}: a folder without pictures '
                            f'({", ".join(PICTURES)})')
-        elif is_camera(entry) or os.path.isfile(entry):
-            found.append(entry)
+        elif is_live(entry) or os.path.isfile(entry):
+            found.append((entry, ''))
         else:
-            bad.append(f'{entry}: no such file, folder or camera')
+            bad.append(f'{shown(entry)}: no such file, folder or camera')
     return found, bad
 
 
-# ---------------------------------------------------------------- pictures
+def pictures_in(folder, recursive=False, output=None):
+    """Returns the pictures in a folder, and the number of other entries.
 
-def draw_picture(path, target, estimate, table, cube=False):
-    """Draws the heads in a picture.
+    Args: see `find_inputs`.
+    """
+    pictures, others = [], 0
+    for place, folders, names in os.walk(folder):
+        good = sorted(filter(is_picture, names))
+        below = os.path.relpath(place, folder) if place != folder else ''
+        pictures += [(os.path.join(place, name), below) for name in good]
+        others += len(names) - len(good)
+        if not recursive:
+            return pictures, others + len(folders)
+        folders[:] = sorted(
+            name for name in folders if name != '__MACOSX' and not (
+                output and os.path.exists(output) and os.path.samefile(
+                    os.path.join(place, name), output)))
+    return pictures, others
+
+
+# ---------------------------------------------------- pictures and video
+
+class Work:
+    """What is done to every input.
 
     Args:
-        path: of the picture.
-        target: path of the drawn one.
         estimate: an `Estimator`.
         table: the `Table` that notes the heads.
+        names: the `Names` of what is written.
         cube: draw cubes, not axes.
-
-    Raises:
-        InputError: the picture cannot be read.
+        smooth: weight of a video's frames before, see `detect.Tracker`.
+        window: show a camera's frames.
+        stop: signals received.
     """
-    image = cv2.imread(path)
-    if image is None:
-        raise InputError(f'{path}: cannot be read as a picture')
-    heads = estimate(image)
-    table.add(path, 0, heads)
-    for angles in heads.angles:
-        tqdm.write(f'{path}: ' + ', '.join(
-            f'{axis} {angle:.1f}' for axis, angle in zip(AXES, angles)))
-    if not len(heads.boxes):
-        tqdm.write(f'{path}: no face found')
-    with atomic(target) as temporary:
-        if not cv2.imwrite(temporary, draw_heads(image, heads, cube)):
-            raise OSError('OpenCV wrote nothing')
+
+    def __init__(self, estimate, table, names, cube=False, smooth=0.0,
+                 window=False, stop=()):
+        self.estimate = estimate
+        self.table = table
+        self.names = names
+        self.cube = cube
+        self.smooth = smooth
+        self.window = window
+        self.stop = stop
+
+    def draw(self, source, place):
+        """Draws the heads in an input: a picture, a video, a camera.
+
+        Args:
+            source: path, address or camera.
+            place: subfolder of the output.
+
+        Raises:
+            InputError: it cannot be used, or not all of it.
+            Stopped: a signal came; what was done is written.
+        """
+        picture = None if is_live(source) else open_picture(source)
+        if picture is None:
+            return self.draw_moving(source, place, open_moving(source))
+        if is_animation(source, picture):
+            return self.draw_moving(source, place,
+                                    Animation(source, picture))
+        with picture:
+            return self.draw_still(source, place,
+                                   read_pixels(source, picture))
+
+    def draw_still(self, source, place, image):
+        """Draws the heads in a picture; see `draw`."""
+        heads, problems = self.estimate(image)
+        name = shown(source)
+        for problem in problems:
+            tqdm.write(f'{name}: {problem}: left out')
+        for angles in heads.angles:
+            tqdm.write(f'{name}: ' + ', '.join(
+                f'{axis} {angle:.1f}' for axis, angle in zip(AXES, angles)))
+        if not len(heads.boxes) and not problems:
+            tqdm.write(f'{name}: no face found')
+        target = self.names.choose(source, place, '.jpg')
+        with self.table.drawn(target):
+            self.table.add(source, 0, heads)
+            labels = range(len(heads.boxes)) if len(heads.boxes) > 1 else None
+            write_jpeg(target, draw_heads(image, heads, self.cube, labels))
+        if problems and not len(heads.boxes):
+            raise InputError(f'{name}: has no head that can be cropped')
+
+    def draw_moving(self, source, place, moving):
+        """Draws the heads in each frame of what moves; see `draw`."""
+        target = self.names.choose(source, place, '.mp4')
+        window = self.window and is_camera(source)
+        failure = None
+        with (contextlib.closing(moving), self.table.drawn(target),
+              recording(target, moving) as recorder,
+              tqdm(total=moving.total, desc=shown(source), disable=None,
+                   leave=False) as bar):
+            try:
+                counts = self.draw_frames(source, moving, recorder, bar,
+                                          window)
+            except InputError as error:
+                if not recorder.container:  # not one frame
+                    raise
+                failure = error  # what is there is kept
+        if failure:
+            raise failure
+        print('{}: {} frames, {} without a face: {}'.format(
+            shown(source), *counts, shown(target)))
+        if self.stop:
+            raise Stopped(self.stop[0])
+
+    def draw_frames(self, source, moving, recorder, bar, window):
+        """Draws frame by frame; returns their number, and of those without.
+
+        It ends with the video, at a signal, or when the window is closed.
+        """
+        track, frames, empty, noted = Tracker(self.smooth), 0, 0, set()
+        for image, seconds in moving:
+            heads, problems = self.estimate(image)
+            tracks, angles = track(heads.boxes, heads.angles, seconds)
+            heads = heads._replace(angles=angles)
+            for problem in set(problems) - noted:  # once, not every frame
+                tqdm.write(f'{shown(source)}: frame {frames}: {problem}: '
+                           'left out')
+                noted.add(problem)
+            drawn = draw_heads(image, heads, self.cube, tracks)
+            self.table.add(source, frames, heads, seconds, tracks)
+            recorder.write(drawn, seconds)
+            frames += 1
+            empty += not len(heads.boxes)
+            bar.update()
+            if self.stop or window and not show(drawn):
+                break
+        return frames, empty
+
+    def draw_all(self, found):
+        """Works through all inputs; returns messages of the failures.
+
+        Args:
+            found: see `find_inputs`.
+        """
+        bad = []
+        # Videos have bars of their own.
+        stills = all(is_picture(source) for source, _ in found)
+        for source, place in tqdm(found, leave=False,
+                                  disable=None if stills else True):
+            try:
+                self.draw(source, place)
+            except Stopped:
+                raise
+            except InputError as error:
+                print(error, file=sys.stderr)
+                bad.append(str(error))
+            if self.stop:
+                raise Stopped(self.stop[0])
+        return bad
 
 
-# ------------------------------------------------------------------- video
-
-def draw_video(source, target, estimate, table, cube=False, smooth=0.0,
-               window=False):
-    """Draws the heads in each frame of a video file or a camera.
-
-    Args:
-        source: path of the video, or number of the camera.
-        target, estimate, table, cube: see `draw_picture`.
-        smooth: weight of the frames before, see `detect.Smoother`.
-        window: show the frames, too.
-
-    Raises:
-        InputError: there is no such camera, no frame can be read, no window
-            can be opened, or the video ends before its end, and what was
-            read is written.
-    """
-    capture, image, expected = open_video(source)
-    steady, frames, empty = Smoother(smooth), 0, 0
-    with (atomic(target) as temporary,
-          open_writer(temporary, capture, image) as writer,
-          tqdm(total=expected or None, desc=source, disable=None,
-               leave=False) as bar):
-        try:
-            while image is not None:
-                boxes, angles = estimate(image)
-                heads = Heads(boxes, steady(boxes, angles))
-                drawn = draw_heads(image, heads, cube)
-                table.add(source, frames, heads)
-                writer.write(drawn)
-                frames += 1
-                empty += not len(boxes)
-                bar.update()
-                if window and not show(drawn):
-                    break
-                image = capture.read()[1]
-        except KeyboardInterrupt:
-            print('Interrupted: the video ends here')
-    print(f'{source}: {frames} frames, {empty} without a face: {target}')
-    # Some containers only estimate the number of their frames.
-    if expected - frames > max(2, 0.01 * expected):
-        raise InputError(f'{source}: ends after {frames} of {expected} '
-                         'frames; is it damaged?')
-
-
-def open_video(source):
-    """Opens a video file or a camera.
-
-    Returns:
-        The `cv2.VideoCapture`, the first frame, and the number of all; 0 if
-        nobody knows.
-
-    Raises:
-        InputError: there is no such camera, or no frame can be read.
-    """
-    camera = is_camera(source)
-    capture = cv2.VideoCapture(int(source) if camera else source)
-    ok, image = capture.read()
-    if not ok:
-        raise InputError(f'camera {source}: there is none' if camera else
-                         f'{source}: cannot be read as a picture or a video')
-    return capture, image, (0 if camera else int(
-        capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-
-
-@contextlib.contextmanager
-def open_writer(path, capture, image):
-    """Yields a `cv2.VideoWriter` of a capture's rate and an image's size."""
-    writer = cv2.VideoWriter(
-        path, cv2.VideoWriter_fourcc(*'mp4v'),
-        capture.get(cv2.CAP_PROP_FPS) or USUAL_RATE, image.shape[1::-1])
-    if not writer.isOpened():
-        raise OSError('OpenCV has no encoder for it')  # `atomic` names it
-    try:
-        yield writer
-    finally:
-        writer.release()
-
-
-def show(image):
+def show(image, title='head pose (q ends)'):
     """Shows a frame in a window; returns False when the user closes it.
 
     Raises:
         InputError: there is no screen.
     """
     try:
-        cv2.imshow('head pose (q ends)', image)
-        return cv2.waitKey(1) & 0xFF not in (ord('q'), 27)  # 27: Escape
+        cv2.imshow(title, image)
+        key = cv2.waitKey(1) & 0xFF
+        return (key not in (ord('q'), 27)  # 27: Escape
+                and cv2.getWindowProperty(title,
+                                          cv2.WND_PROP_VISIBLE) >= 1)
     except cv2.error:
         raise InputError('no window can be opened here; --no_window writes '
                          'the video only') from None
@@ -332,62 +321,37 @@ def show(image):
 
 # ----------------------------------------------------------------- command
 
-def draw_inputs(found, folder, estimate, table, cube=False, smooth=0.0,
-                window=True):
-    """Works through pictures and video; returns messages of the failures.
-
-    Args:
-        found: paths and camera numbers, see `find_inputs`.
-        folder: of the output.
-        estimate, table, cube: see `draw_picture`.
-        smooth: see `draw_video`.
-        window: show a camera's frames.
-    """
-    bad, taken = [], {os.path.realpath(source) for source in found}
-    # Videos have bars of their own.
-    bar = tqdm(found, leave=False,
-               disable=None if all(map(is_picture, found)) else True)
-    for source in bar:
-        name = f'camera{source}' if is_camera(source) else source
-        extension = '.jpg' if is_picture(source) else '.mp4'
-        target = output_path(folder, name, extension, taken)
-        try:
-            if is_picture(source):
-                draw_picture(source, target, estimate, table, cube)
-            else:
-                draw_video(source, target, estimate, table, cube, smooth,
-                           window and is_camera(source))
-        except InputError as error:
-            print(error, file=sys.stderr)
-            bad.append(str(error))
-    return bad
-
-
 def main(argv=None):
     """Runs the command; `argv` is a list of options, for tests.
 
     Raises:
         InputError: some inputs could not be used; the others are done.
+        Stopped: a signal came; what was done is written.
     """
     options = parse_demo(__doc__, argv)
-    device = init_process(options.gpu)
-    found, bad = find_inputs(options.inputs)
+    found, bad = find_inputs(options.inputs, options.recursive,
+                             options.output)
     for message in bad:
         print(message, file=sys.stderr)
     if found:
-        detector = make_detector(options.detector, options.box, options.whole)
-        estimate = Estimator(detector, options.snapshot, device)
-        table = Table(os.path.join(options.output, 'poses.json'
-                                   if options.json else 'poses.csv'))
-        try:
-            bad += draw_inputs(found, options.output, estimate, table,
-                               options.cube, options.smooth,
-                               not options.no_window)
-        finally:  # what is done before Ctrl-C counts
-            table.write()
+        names = Names(options.output, found, options.overwrite)
+        detector = make_detector(options.detector, options.box,
+                                 options.whole, options.min_score)
+        estimate = Estimator(detector, load(options.snapshot, options.gpu,
+                                            options.image_size),
+                             options.flip)
+        table = Table(names.table(options.json), options.matrix)
+        with signals_noted() as stop:
+            work = Work(estimate, table, names, options.cube, options.smooth,
+                        not options.no_window, stop)
+            try:
+                bad += work.draw_all(found)
+            finally:  # what is done before a signal counts
+                if table.write():
+                    names.remove_earlier()
     if bad:
         raise InputError(f'{len(bad)} inputs could not be used, named above')
 
 
 if __name__ == '__main__':
-    sys.exit(run_script(main, InputError))
+    sys.exit(run_main(main, InputError))

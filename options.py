@@ -359,13 +359,26 @@ def parse_demo(description, argv=None):
     parser = new_parser(description)
     add = parser.add_argument
     add('inputs', nargs='+', metavar='INPUT',
-        help='picture, folder of pictures, video, or number of a camera')
+        help='picture, folder of pictures, video, address (http, rtsp), or '
+        "number or device of a camera")
+    add('--recursive', action='store_true',
+        help='look for pictures in subfolders, too')
     add('--snapshot', default=SHIPPED, metavar='FILE',
-        help='checkpoint of either network, or a bare state dict; default: '
-        + SHIPPED)
+        help='checkpoint of either network, bare state dict, or .onnx file '
+        'of export.py, which needs no PyTorch; default: ' + SHIPPED)
+    add('--image_size', type=number(int, 64), metavar='PIXELS',
+        help='default: what the network was trained at, or 224')
+    add('--flip', action='store_true',
+        help='give the mean rotation of each crop and of its mirror image')
     add('--output', default='output/demo', metavar='DIR')
-    add('--detector', metavar='FILE.onnx',
-        help="YuNet, of OpenCV's model zoo, instead of OpenCV's cascades")
+    add('--overwrite', action='store_true',
+        help="replace an earlier run's results in DIR")
+    add('--detector', metavar='yunet|cascades|FILE.onnx',
+        help="OpenCV's YuNet, fetched once; its cascades; or YuNet's file; "
+        'default: yunet, or the cascades where it cannot be fetched')
+    add('--min_score', type=number(float, 0, 1), default=0.6,
+        metavar='SCORE', help='the least score of a face that YuNet finds; '
+        'default: 0.6')
     add('--box', type=box, metavar='X0,Y0,X1,Y1',
         help="no detection: the face's box, brows to chin, in pixels (with a "
         'minus: --box=-5,...)')
@@ -374,9 +387,11 @@ def parse_demo(description, argv=None):
         "loose as the test's")
     add('--cube', action='store_true', help='draw cubes instead of axes')
     add('--json', action='store_true', help='poses.json, not poses.csv')
+    add('--matrix', action='store_true',
+        help='rows have the rotation matrix, too')
     add('--smooth', type=number(float, 0, 0.99), default=0.0,
         metavar='WEIGHT', help="video: weight of the frames before in a "
-        "face's angles; default: 0")
+        "face's rotation; default: 0")
     add('--no_window', action='store_true', help='camera: write video only')
     return parser.parse_args(argv)
 

@@ -117,7 +117,7 @@ def angles_near(rotation, angles):
     return np.where((apart[0] <= apart[1])[..., None], *triples)
 
 
-def mean_angles(angles):
+def mean_angles(angles, weights=None):
     """Returns the angles of mean rotations.
 
     The rotation that is nearest, in the chordal sense, to all of them: the
@@ -128,11 +128,13 @@ def mean_angles(angles):
 
     Args:
         angles: array-like (K, N, 3), degrees: K answers for each of N heads.
+        weights: K numbers; None for equal ones.
 
     Returns:
-        float64 array (N, 3).
+        float64 array (N, 3), near to the first answers' numbers.
     """
-    left, _, right = np.linalg.svd(rotation_matrix(angles).mean(0))
+    left, _, right = np.linalg.svd(
+        np.average(rotation_matrix(angles), axis=0, weights=weights))
     # A mean of rotations that are far apart can be nearest to a reflection.
     left[..., -1] *= np.linalg.det(left @ right)[..., None]
     return angles_near(left @ right, np.asarray(angles)[0])

@@ -1,19 +1,23 @@
 """What the tests share: the rendered sample, real pairs, and the scripts."""
+import csv
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
+import detect
 import utils
 from datasets import DataError
 from detect import InputError
 from shufflenet import ShuffleNet
 from tests import sample_data
 
+YUNET = 'face_detection_yunet_2023mar_fixed640.onnx'  # in shared weights
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 64  # pixels: of the crops, where a test trains
 TEST_LINE = re.compile(
@@ -102,3 +106,28 @@ def run(capsys):
         printed = capsys.readouterr()
         return status, printed.out, printed.err
     return call
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """demo.py fetches nothing: what is not there is refused at once."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(detect, 'YUNET_URL', 'http://127.0.0.1:9/yunet.onnx')
+
+
+@pytest.fixture
+def pictures(sample, tmp_path):
+    """A folder with three of the sample's pictures."""
+    folder = tmp_path / 'pictures'
+    folder.mkdir()
+    for number in (2, 3, 4):
+        image = cv2.imread(str(sample / f'AFLW2000/image0000{number}.jpg'))
+        cv2.imwrite(str(folder / f'{number}.png'), image)
+    (folder / 'notes.txt').write_text('not a picture')
+    return folder
+
+
+def rows(folder):
+    """Returns the rows of a folder's poses.csv."""
+    with open(folder / 'poses.csv', newline='') as file:
+        return list(csv.DictReader(file))

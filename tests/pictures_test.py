@@ -1,0 +1,150 @@
+"""pictures.py: formats, damage, sixteen bits, transparency, orientation."""
+import os
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from detect import InputError
+from pictures import (is_animation, open_picture, read_pixels, whole_file,
+                      write_jpeg)
+
+
+def read(path):
+    """Returns a picture's BGR pixels, as demo.py gets them."""
+    with open_picture(str(path)) as picture:
+        return read_pixels(str(path), picture)
+
+
+@pytest.fixture
+def scene():
+    """An RGB picture (40, 60, 3), smooth, brighter to the right."""
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[..., 0] = np.linspace(0, 250, 60)
+    image[..., 1] = np.linspace(0, 250, 40)[:, None]
+    return image
+
+
+@pytest.mark.parametrize('name, kind, tolerance', [
+    ('x.jpg', 'JPEG', 6), ('x.jfif', 'JPEG', 6), ('x', 'JPEG', 6),
+    ('x.png', 'PNG', 0), ('x.dat', 'PNG', 0), ('x.bmp', 'BMP', 0),
+    ('x.webp', 'WEBP', 12), ('x.tif', 'TIFF', 0), ('x.jp2', 'JPEG2000', 0),
+    ('x.avif', 'AVIF', 12)])
+def test_stills_of_any_format_and_name(tmp_path, scene, name, kind,
+                                       tolerance):
+    Image.fromarray(scene).save(tmp_path / name, kind)
+    assert np.abs(read(tmp_path / name)[..., ::-1].astype(int)
+                  - scene).mean() <= tolerance
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'TIFF', 'PNG', 'WEBP'])
+def test_pictures_stand_as_their_exif_says(tmp_path, scene, kind):
+    for orientation, turns in ((6, -1), (8, 1), (3, 2)):
+        exif = Image.Exif()
+        exif[274] = orientation
+        Image.fromarray(scene).save(tmp_path / 'x', kind, exif=exif)
+        upright = np.rot90(scene, turns)
+        image = read(tmp_path / 'x')[..., ::-1]
+        assert image.shape == upright.shape
+        assert np.abs(image.astype(int) - upright).mean() < 12
+
+
+@pytest.mark.parametrize('kind, ending, pixels', [
+    ('PNG', 'png', np.uint16), ('TIFF', 'tif', np.uint16),
+    ('TIFF', 'tif', np.float32), ('TIFF', 'tif', np.int32)])
+def test_more_bits_are_scaled_not_cut(tmp_path, kind, ending, pixels):
+    ramp = np.linspace(0, 1, 60)[None].repeat(40, 0)
+    top = 1 if pixels == np.float32 else 65535
+    Image.fromarray((ramp * top).astype(pixels)).save(tmp_path / 'x', kind)
+    image = read(tmp_path / 'x')
+    assert image.dtype == np.uint8
+    assert np.abs(image.astype(int) - (ramp * 255)[..., None]).max() <= 1
+
+
+def test_colours_of_sixteen_bits(tmp_path, scene):
+    cv2.imwrite(str(tmp_path / 'x.png'), scene.astype(np.uint16) * 257)
+    assert np.abs(read(tmp_path / 'x.png').astype(int) - scene).max() <= 1
+
+
+def test_what_is_no_number_is_named(tmp_path):
+    pixels = np.full((9, 9), np.nan, np.float32)
+    Image.fromarray(pixels).save(tmp_path / 'x.tif')
+    with pytest.raises(InputError, match='x.tif: .*finite'):
+        read(tmp_path / 'x.tif')
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'P'])
+def test_transparent_pixels_are_laid_on_grey(tmp_path, mode):
+    image = Image.new('RGBA', (8, 4), (255, 255, 255, 0))
+    image.paste((255, 255, 255, 255), (4, 0, 8, 4))
+    image.convert(mode).save(tmp_path / 'x.png')
+    pixels = read(tmp_path / 'x.png')
+    assert (pixels[:, :4] == 128).all() and (pixels[:, 4:] == 255).all()
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF',
+                                  'JPEG2000'])
+def test_truncated_pictures_are_named(tmp_path, kind):
+    noise = np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8)
+    path = tmp_path / 'x'
+    Image.fromarray(noise).save(path, kind)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(InputError, match='cannot be read as a picture'):
+        read(path)
+
+
+def test_damage_inside_a_jpeg_is_named(tmp_path):
+    """Pillow would give half a picture of grey, and no face be found."""
+    noise = np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8)
+    path = tmp_path / 'x.jpg'
+    Image.fromarray(noise).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:len(data) // 2] + b'\xff\xd9')
+    with pytest.raises(InputError, match='x.jpg: cannot be read'):
+        read(path)
+    # Bytes behind a whole picture, as some cameras leave them, do no harm.
+    path.write_bytes(data[:-2] + bytes(5) + b'\xff\xd9')
+    assert read(path).shape == (99, 99, 3)
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('x.jpg', b'', 'cannot be read as a picture'),
+    ('x.png', b'text', 'cannot be read as a picture'),
+    ('x.heic', b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', 'pillow-heif'),
+    ('x', b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', 'pillow-heif'),
+    ('x.png', b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0\x08\2\0\0\0'
+     b'\x7f\x66\xb2\x11', 'pixels|cannot be read')])
+def test_what_is_no_picture_is_named(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        read(path)
+    assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_animations_are_told_from_stills(tmp_path, scene):
+    frames = [Image.fromarray(scene), Image.fromarray(scene[:, ::-1].copy())]
+    for kind, moving in (('GIF', True), ('PNG', True), ('WEBP', True),
+                         ('AVIF', True), ('TIFF', False)):  # pages
+        for count in 1, 2:
+            frames[0].save(tmp_path / 'x', kind, save_all=True,
+                           append_images=frames[1:count])
+            path = str(tmp_path / 'x')
+            with open_picture(path) as picture:
+                assert is_animation(path, picture) == (moving and count == 2)
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, scene):
+    path = os.path.join(os.fsencode(tmp_path), b'\xfc', b'\xfc.jpg')
+    write_jpeg(os.fsdecode(path), scene)
+    assert os.listdir(os.path.dirname(path)) == [b'\xfc.jpg']
+    (tmp_path / 'x').write_text('old')
+    with pytest.raises(KeyboardInterrupt):
+        with whole_file(str(tmp_path / 'x')) as temporary:
+            with open(temporary, 'w') as file:
+                file.write('half')
+            raise KeyboardInterrupt
+    assert (tmp_path / 'x').read_text() == 'old'
+    with pytest.raises(InputError, match='cannot be written'):
+        write_jpeg(str(tmp_path / 'x' / 'y.jpg'), scene)

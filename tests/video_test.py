@@ -1,0 +1,408 @@
+"""video.py and demo.py's way with it: what moves is read and written."""
+import functools
+import http.server
+import os
+import signal
+import threading
+import time
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import demo
+import detect
+import video
+from pose import rotation_matrix
+from results import FIELDS
+from tests.conftest import YUNET, rows
+from video import Film, Recorder
+
+SIZE = (96, 128)  # pixels: height and width of the tests' clips
+
+
+@pytest.fixture
+def run(run, offline):
+    """Runs demo.py in this process: returns status, stdout, stderr."""
+    return lambda *options: run(demo, '--gpu', '-1', *options)
+
+
+@pytest.fixture
+def call(run, snapshot, tmp_path):
+    """Runs demo.py --whole into tmp_path/out."""
+    return lambda *options: run('--whole', '--snapshot', snapshot,
+                                '--output', tmp_path / 'out', *options)
+
+
+def picture(number, shape=SIZE):
+    """A picture that is different for each number."""
+    image = np.full((*shape, 3), 40, np.uint8)
+    cv2.circle(image, (20 + 3 * number, 40), 15, (200, 120, 60), -1)
+    return image
+
+
+def write_clip(path, times, shape=SIZE, codec='libx264', sound=None,
+               rate=25):
+    """Writes pictures at given seconds; returns the path.
+
+    Args:
+        sound: codec of a second of noise beside them.
+    """
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = shape
+        stream.pix_fmt = 'yuvj420p' if codec == 'mjpeg' else 'yuv420p'
+        if codec == 'libx264':
+            stream.codec_context.time_base = Fraction(1, 90000)
+        beside = sound and container.add_stream(sound, rate=8000,
+                                                layout='mono')
+        for number, seconds in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(picture(number, shape),
+                                               'bgr24')
+            base = stream.codec_context.time_base or Fraction(1, rate)
+            frame.pts, frame.time_base = round(seconds / base), base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if sound:
+            frame = av.AudioFrame.from_ndarray(
+                np.random.default_rng(0).integers(
+                    -9000, 9000, (1, 8000), np.int16), 's16', 'mono')
+            frame.rate, frame.pts = 8000, 0
+            for part in av.AudioResampler(
+                    beside.format.name, 'mono', 8000,
+                    beside.frame_size or None).resample(frame):
+                container.mux(beside.encode(part))
+            container.mux(beside.encode())
+    return path
+
+
+def read_clip(path):
+    """Returns a video's pictures, their seconds, its codec and colours."""
+    with av.open(str(path)) as container:
+        codec = container.streams.video[0].codec_context
+        frames = list(container.decode(video=0))
+        return ([frame.to_ndarray(format='bgr24') for frame in frames],
+                [frame.time for frame in frames],
+                (codec.name, codec.pix_fmt))
+
+
+# ------------------------------------------------------------ what is written
+
+def test_video_keeps_times_size_and_every_frame(call, tmp_path):
+    """A variable frame rate, as telephones have it."""
+    times = [0, 0.04, 0.08, 0.3, 0.34, 1.0, 1.5]
+    source = write_clip(tmp_path / 'clip.mp4', times)
+    status, out, err = call(source)
+    assert status == 0, err
+    target = tmp_path / 'out' / 'clip.mp4'
+    frames, seconds, kind = read_clip(target)
+    np.testing.assert_allclose(seconds, times, atol=1e-3)
+    assert frames[0].shape == (*SIZE, 3)
+    for number, frame in enumerate(frames):  # in their order
+        apart = [abs(frame.astype(int) - picture(other)).mean()
+                 for other in range(len(times))]
+        assert np.argmin(apart) == number
+    # What a browser plays: H.264, 4:2:0, and the index first.
+    assert kind == ('h264', 'yuv420p')
+    data = target.read_bytes()
+    assert data.index(b'moov') < data.index(b'mdat')
+    table = rows(tmp_path / 'out')
+    assert [int(row['frame']) for row in table] == list(range(7))
+    np.testing.assert_allclose([float(row['seconds']) for row in table],
+                               times, atol=1e-3)
+    assert {row['track'] for row in table} == {'0'}
+    assert {row['drawn'] for row in table} == {'clip.mp4'}
+    assert '7 frames, 0 without a face' in out
+
+
+@pytest.mark.parametrize('shape', [(95, 127), (96, 127), (95, 128)])
+def test_odd_sizes_are_padded_not_scaled(call, tmp_path, shape):
+    # Colours in each pixel, which allow odd sizes.
+    source = tmp_path / 'clip.gif'
+    frames = [Image.fromarray(picture(n, shape)[..., ::-1].copy())
+              for n in range(3)]
+    frames[0].save(source, save_all=True, append_images=frames[1:],
+                   duration=100)
+    status, _, err = call(source)
+    assert status == 0, err
+    found, *_ = read_clip(tmp_path / 'out' / 'clip.mp4')
+    height, width = shape
+    assert found[0].shape[:2] == (height + height % 2, width + width % 2)
+    assert abs(found[0][:height, :width].astype(int)
+               - picture(0, shape)).mean() < 30  # axes are drawn
+
+
+@pytest.mark.parametrize('rate', [119.997, 0.5, 1e5, 240])
+def test_any_frame_rate(tmp_path, rate):
+    class Moving:
+        """What is recorded."""
+        sound, start, heard = None, 0.0, None
+
+    Moving.rate = rate
+    with video.recording(str(tmp_path / 'x.mp4'), Moving) as recorder:
+        for number in range(3):
+            recorder.write(picture(number), number / 100)
+        recorder.write(picture(3), 0.02)  # the same time again
+    frames, seconds, _ = read_clip(tmp_path / 'x.mp4')
+    np.testing.assert_allclose(seconds, [0, 0.01, 0.02, 0.02], atol=1e-3)
+
+
+@pytest.mark.parametrize('ending, codec, sound, kept', [
+    ('mp4', 'libx264', 'aac', 'aac'), ('mkv', 'libx264', 'flac', 'flac'),
+    ('avi', 'mjpeg', 'pcm_s16le', 'aac')])
+def test_the_sound_is_kept(call, tmp_path, ending, codec, sound, kept):
+    source = write_clip(tmp_path / f'clip.{ending}',
+                        [n / 25 for n in range(25)], codec=codec,
+                        sound=sound)
+    status, _, err = call(source)
+    assert status == 0, err
+    with av.open(str(tmp_path / 'out' / 'clip.mp4')) as container:
+        stream, = container.streams.audio
+        assert stream.codec_context.name == kept
+        samples = np.concatenate([
+            frame.to_ndarray().astype(float).ravel()
+            for frame in container.decode(stream)])
+    assert abs(len(samples) / 8000 - 1) < 0.3
+    assert np.abs(samples).mean() > 0
+
+
+# --------------------------------------------------------------- what is read
+
+def test_animations_are_video(call, tmp_path):
+    frames = [Image.fromarray(picture(n)) for n in range(4)]
+    for kind in 'gif', 'png', 'webp':
+        frames[0].save(tmp_path / f'{kind}.{kind}', save_all=True,
+                       append_images=frames[1:], duration=[100, 300, 50, 80])
+    status, _, err = call(*(tmp_path / f'{kind}.{kind}'
+                            for kind in ('gif', 'png', 'webp')))
+    assert status == 0, err
+    for kind in 'gif', 'png', 'webp':
+        _, seconds, _ = read_clip(tmp_path / 'out' / f'{kind}.mp4')
+        np.testing.assert_allclose(seconds, [0, 0.1, 0.4, 0.45], atol=0.01)
+
+
+def test_a_damaged_animation_is_named(call, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3),
+                                              np.uint8)
+    first, *others = map(Image.fromarray, noise)
+    first.save(tmp_path / 'x.gif', save_all=True, append_images=others)
+    data = (tmp_path / 'x.gif').read_bytes()
+    (tmp_path / 'x.gif').write_bytes(data[:len(data) // 2])
+    status, _, err = call(tmp_path / 'x.gif')
+    assert status == 1 and 'x.gif' in err
+
+
+def test_turned_video_is_upright(tmp_path):
+    """As telephones record it: the pixels lie, and the file says so."""
+    source = write_clip(tmp_path / 'clip.mp4', [0, 0.04])
+    data = source.read_bytes()
+    one, none = (65536).to_bytes(4, 'big'), bytes(4)
+    upright = one + none * 3 + one
+    # The track's matrix, of 16.16 numbers: a quarter clockwise.
+    turned = (none + one + none + (-65536).to_bytes(4, 'big', signed=True)
+              + none)
+    at = data.index(upright, data.index(b'tkhd'))
+    source.write_bytes(data[:at] + turned + data[at + len(upright):])
+    film = Film(str(source))
+    image, _ = next(iter(film))
+    film.close()
+    expected = np.rot90(picture(0), -1)
+    assert image.shape == expected.shape
+    assert abs(image.astype(int) - expected).mean() < 10
+
+
+@pytest.mark.parametrize('ending, codec', [('avi', 'mjpeg'),
+                                           ('mkv', 'libx264')])
+def test_a_truncated_video_is_said_and_what_is_there_is_done(
+        call, tmp_path, ending, codec):
+    source = write_clip(tmp_path / f'clip.{ending}',
+                        [n / 25 for n in range(100)], codec=codec)
+    data = source.read_bytes()
+    source.write_bytes(data[:len(data) // 2])
+    status, _, err = call(source)
+    assert status == 1 and str(source) in err and 'damaged' in err
+    frames, *_ = read_clip(tmp_path / 'out' / 'clip.mp4')
+    assert 0 < len(frames) < 100
+    assert len(rows(tmp_path / 'out')) == len(frames)
+
+
+@pytest.mark.parametrize('name, content', [
+    ('clip.mp4', bytes(500)), ('notes.txt', b'no picture\n' * 99),
+    ('x.srt', b'1\n00:00:01,000 --> 00:00:02,000\nhello\n'), ('x', b'')])
+def test_what_is_no_video_is_named(call, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    status, _, err = call(tmp_path / name)
+    assert status == 1
+    assert f'{name}: cannot be read as a picture or a video' in err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_missing_camera_is_said(call):
+    for camera in '97', '/dev/video97':
+        status, _, err = call(camera, '--no_window')
+        assert status == 1 and f'camera {camera}: there is none' in err
+
+
+def test_addresses_are_read(call, tmp_path):
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            """Says nothing."""
+
+    (tmp_path / 'site').mkdir()
+    write_clip(tmp_path / 'site' / 'clip.mp4', [0, 0.04, 0.08])
+    server = http.server.ThreadingHTTPServer(
+        ('127.0.0.1', 0),
+        functools.partial(Handler, directory=tmp_path / 'site'))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f'http://127.0.0.1:{server.server_port}'
+    status, _, err = call(f'{address}/clip.mp4?x=1', f'{address}/none.mp4')
+    server.shutdown()
+    server.server_close()
+    assert status == 1 and 'none.mp4: cannot be read' in err
+    assert len(read_clip(tmp_path / 'out' / 'clip.mp4')[0]) == 3
+    status, _, err = call('rtsp://127.0.0.1:9/live', '--overwrite')
+    assert status == 1 and 'rtsp://127.0.0.1:9/live: cannot be read' in err
+
+
+def test_a_cameras_recording_lasts_as_long_as_it_lasted(monkeypatch, call,
+                                                        tmp_path):
+    class Capture:
+        """A camera that claims 30 pictures a second and gives fewer."""
+
+        def __init__(self, _):
+            self.count = 0
+
+        def isOpened(self):
+            return True
+
+        def get(self, _):
+            return 30.0
+
+        def read(self):
+            self.count += 1
+            clock[0] += 0.5
+            return self.count < 6, picture(self.count)
+
+        def release(self):
+            """Nothing to let go of."""
+
+    clock = [100.0]
+    monkeypatch.setattr(cv2, 'VideoCapture', Capture)
+    monkeypatch.setattr(time, 'monotonic', lambda: clock[0])
+    status, _, err = call('0', '--no_window')
+    assert status == 0, err
+    _, seconds, _ = read_clip(tmp_path / 'out' / 'camera0.mp4')
+    assert seconds[-1] - seconds[0] == pytest.approx(2.0, abs=0.01)
+
+
+def test_a_window_ends_with_its_close_button(monkeypatch):
+    shown = {'key': -1, 'visible': 1.0}
+    monkeypatch.setattr(cv2, 'imshow', lambda *_: None)
+    monkeypatch.setattr(cv2, 'waitKey', lambda _: shown['key'])
+    monkeypatch.setattr(cv2, 'getWindowProperty',
+                        lambda *_: shown['visible'])
+    assert demo.show(picture(0))
+    shown['visible'] = 0.0
+    assert not demo.show(picture(0))
+    shown.update(visible=1.0, key=ord('q'))
+    assert not demo.show(picture(0))
+
+
+# ------------------------------------------------------------- how it may end
+
+@pytest.mark.parametrize('number, expected', [(signal.SIGINT, 130),
+                                              (signal.SIGTERM, 143)])
+def test_a_signal_keeps_rows_and_a_playable_video(
+        call, tmp_path, monkeypatch, number, expected):
+    def write(self, image, seconds):
+        wrote(self, image, seconds)
+        if seconds > 0.2:
+            os.kill(os.getpid(), number)
+    wrote = Recorder.write
+    monkeypatch.setattr(Recorder, 'write', write)
+    source = write_clip(tmp_path / 'clip.mp4', [n / 25 for n in range(25)],
+                        sound='aac')
+    other = write_clip(tmp_path / 'other.mp4', [0])
+    status, out, err = call(source, other)
+    assert status == expected and err.splitlines()[-1] == 'Interrupted.'
+    assert 'damaged' not in out + err
+    frames, *_ = read_clip(tmp_path / 'out' / 'clip.mp4')
+    assert len(rows(tmp_path / 'out')) == len(frames) == 7
+    assert sorted(os.listdir(tmp_path / 'out')) == ['clip.mp4', 'poses.csv']
+
+
+def test_a_video_that_cannot_be_written_ends_nothing_else(
+        call, tmp_path, monkeypatch):
+    def refuse(self, shape):
+        if 'bad' in self.path:
+            raise av.FFmpegError(22, 'Invalid argument')
+        return opened(self, shape)
+    opened = Recorder.open
+    monkeypatch.setattr(Recorder, 'open', refuse)
+    bad = write_clip(tmp_path / 'bad.mp4', [0, 0.04])
+    good = write_clip(tmp_path / 'good.mp4', [0, 0.04])
+    status, _, err = call(bad, good)
+    assert status == 1 and 'bad.mp4: cannot be written' in err
+    assert sorted(os.listdir(tmp_path / 'out')) == ['good.mp4', 'poses.csv']
+    assert {row['drawn'] for row in rows(tmp_path / 'out')} == {'good.mp4',
+                                                                ''}
+
+
+# ------------------------------------------------------------------- persons
+
+def test_each_person_has_a_track(run, snapshot, tmp_path, monkeypatch):
+    source = write_clip(tmp_path / 'clip.mp4', [n / 25 for n in range(6)])
+    boxes = np.array([[10.0, 10, 40, 40], [70, 20, 110, 60]])
+
+    def detector(image):
+        calls.append(image)
+        number = len(calls) - 1
+        found = boxes + 2 * number
+        if number == 2:  # the left one is missed
+            found = found[1:]
+        if number == 4:  # they are found in another order
+            found = found[::-1]
+        return detect.left_to_right(found, np.ones(len(found)))
+    calls = []
+    monkeypatch.setattr(demo, 'make_detector', lambda *_: detector)
+    status, _, err = run(source, '--snapshot', snapshot, '--smooth', '0.5',
+                         '--output', tmp_path / 'out')
+    assert status == 0, err
+    table = rows(tmp_path / 'out')
+    left = [row for row in table if row['track'] == '0']
+    right = [row for row in table if row['track'] == '1']
+    assert [row['frame'] for row in left] == list('01345')
+    assert [row['frame'] for row in right] == list('012345')
+    assert all(float(row['x_min']) < 50 for row in left)
+    assert set(table[0]) == set(FIELDS)
+
+
+def test_two_real_faces_are_tracked(real, third_party, run, tmp_path):
+    images = [cv2.imread(str(real[0] / 'AFLW2000' / name))
+              for name in ('image00013.jpg', 'image00050.jpg')]
+    frames = [np.hstack([np.roll(image, 3 * n, 0) for image in images])
+              for n in range(6)]
+    with av.open(str(tmp_path / 'x.mp4'), 'w') as container:
+        stream = container.add_stream('libx264', rate=10)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = 'yuv420p'
+        for frame in frames:
+            container.mux(stream.encode(
+                av.VideoFrame.from_ndarray(frame, 'bgr24')))
+        container.mux(stream.encode())
+    status, _, err = run(
+        tmp_path / 'x.mp4', '--snapshot', third_party, '--smooth', '0.3',
+        '--detector', third_party.parent / YUNET, '--output',
+        tmp_path / 'out')
+    assert status == 0, err
+    table = rows(tmp_path / 'out')
+    assert [row['track'] for row in table] == ['0', '1'] * 6
+    for track in '01':
+        vectors = np.array([
+            rotation_matrix([float(row[axis]) for axis in
+                             ('yaw', 'pitch', 'roll')])[:, 2]
+            for row in table if row['track'] == track])
+        assert np.ptp(vectors, axis=0).max() < 0.25
