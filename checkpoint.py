@@ -23,7 +23,7 @@ OURS = {'network', 'validation', 'options', 'provenance'}
 # PyTorch's tutorials in 'model_state_dict'.
 WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'net')
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-COUNTER_TYPES = (torch.int64, torch.int32)
+COUNTER_TYPES = (torch.int64, torch.int32)  # some count in floats, too
 HUGE = 1e15  # no number of a run is so large; a file's may be 10 ** 400
 LOG_ROW = {'epoch': 0, 'lr': 0.0, 'train_loss': 0.0, 'val_loss': 0.0,
            'yaw': 0.0, 'pitch': 0.0, 'roll': 0.0, 'mae': 0.0, 'note': ''}
@@ -106,7 +106,7 @@ def check_state(state):
     for key, value in state.items():
         counter = key.endswith('num_batches_tracked')
         if not is_plain(value) or value.dtype not in (
-                COUNTER_TYPES if counter else WEIGHT_TYPES):
+                COUNTER_TYPES + WEIGHT_TYPES if counter else WEIGHT_TYPES):
             raise WeightsError(f'{key} is of a wrong type ({value.dtype}, '
                                f'{value.layout})')
         if not value.isfinite().all():

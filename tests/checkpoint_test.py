@@ -74,6 +74,8 @@ def test_bare_state_dicts_of_old_releases(sample, run, tmp_path, snapshot):
     state = {f'module.{key}': value for key, value
              in content['model'].items()
              if not key.endswith('num_batches_tracked')}
+    # One writer of old files counted in floats.
+    state['module.conv1.1.num_batches_tracked'] = torch.tensor(3.0)
     for name, shape in (('fc_finetune', (3, 1027)), ('fc', (1000, 1024))):
         state[f'module.{name}.weight'] = torch.zeros(shape)
         state[f'module.{name}.bias'] = torch.zeros(shape[0])
