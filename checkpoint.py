@@ -23,7 +23,7 @@ OURS = {'network', 'validation', 'options', 'provenance'}
 # PyTorch's tutorials in 'model_state_dict'.
 WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'net')
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-COUNTER_TYPES = (torch.int64, torch.int32)  # some count in floats, too
+COUNTER_TYPES = (torch.int64, torch.int32)
 HUGE = 1e15  # no number of a run is so large; a file's may be 10 ** 400
 LOG_ROW = {'epoch': 0, 'lr': 0.0, 'train_loss': 0.0, 'val_loss': 0.0,
            'yaw': 0.0, 'pitch': 0.0, 'roll': 0.0, 'mae': 0.0, 'note': ''}
@@ -104,9 +104,10 @@ def check_state(state):
             for key, value in state.items())):
         raise WeightsError('holds no state dict of a network')
     for key, value in state.items():
-        counter = key.endswith('num_batches_tracked')
-        if not is_plain(value) or value.dtype not in (
-                COUNTER_TYPES + WEIGHT_TYPES if counter else WEIGHT_TYPES):
+        fits = is_plain(value) and (
+            is_count(value) if key.endswith('num_batches_tracked')
+            else value.dtype in WEIGHT_TYPES)
+        if not fits:
             raise WeightsError(f'{key} is of a wrong type ({value.dtype}, '
                                f'{value.layout})')
         if not value.isfinite().all():
@@ -114,6 +115,12 @@ def check_state(state):
                                'infinite')
         if key.endswith('running_var') and (value < 0).any():
             raise WeightsError(f'{key} has negative variances')
+
+
+def is_count(tensor):
+    """Says whether a tensor counts batches; some old files do in floats."""
+    return (tensor.dtype in COUNTER_TYPES + WEIGHT_TYPES
+            and bool((tensor == tensor.round()).all()))
 
 
 def is_plain(tensor):
