@@ -51,9 +51,7 @@ which terms.  --snapshot FILE takes any checkpoint of either network, or an
 """
 import contextlib
 import os
-import signal
 import sys
-import threading
 
 from options import parse_demo
 
@@ -65,7 +63,7 @@ from tqdm import tqdm
 
 from datasets import shown
 from detect import InputError, Tracker, make_detector
-from ending import run_main
+from ending import run_main, signals_noted
 from estimator import Estimator, load
 from pictures import (PICTURES, is_animation, open_picture, read_pixels,
                       write_jpeg)
@@ -80,33 +78,6 @@ class Stopped(InputError):
     def __init__(self, number):
         super().__init__('Interrupted.')
         self.status = 128 + number  # as a shell has it
-
-
-@contextlib.contextmanager
-def signals_noted():
-    """Yields a list that SIGINT and SIGTERM are noted in; a second one kills.
-
-    Work ends between two pictures or frames, so that what is written is
-    whole.  (`utils.signals_noted` needs PyTorch; `ending.noted_signals` notes
-    until the process ends.)  Python delivers signals to the main thread alone.
-    """
-    received, handlers = [], {}
-
-    def note(number, _):
-        received.append(number)
-        restore()
-
-    def restore():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handlers[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        restore()
 
 
 # ------------------------------------------------------------------ inputs

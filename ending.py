@@ -2,10 +2,12 @@
 
 Nothing here imports PyTorch, which takes seconds.
 """
+import contextlib
 import errno
 import os
 import signal
 import sys
+import threading
 import time
 
 PATIENCE = 3  # seconds that a run has to end in after a signal
@@ -33,6 +35,33 @@ def noted_signals():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
     return received
+
+
+@contextlib.contextmanager
+def signals_noted():
+    """Yields a list that SIGINT and SIGTERM are noted in; a second kills.
+
+    For work that ends between two steps, so that what it writes is whole.
+    Python delivers signals to the main thread; on another, as in a server or
+    a notebook, nothing is noted and the list stays empty.
+    """
+    received, handlers = [], {}
+
+    def note(number, _):
+        received.append(number)
+        restore()
+
+    def restore():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()
 
 
 def run_main(main, *errors):

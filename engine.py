@@ -20,7 +20,7 @@ from history import published_text, report_training
 from hopenet import decode, normalize, pose_loss, spread
 from pose import MIRROR, mean_angles
 from run import Run, claimed
-from utils import (Interrupted, RunError, gather, signals_noted,
+from utils import (Interrupted, RunError, gather, run_signals_noted,
                    warn_if_busy, world_size)
 
 CHECK_EVERY = 50  # steps between two looks at the losses on the device
@@ -252,7 +252,7 @@ def fit(model, loaders, optimizer, scheduler, num_epochs, output,
         if resumed:
             run.resume(resumed, num_epochs, override)
         warn_if_busy(device)
-        with signals_noted() as stop:
+        with run_signals_noted() as stop:
             while len(run.rows) < num_epochs and not run.exhausted(patience):
                 lr = optimizer.param_groups[0]['lr']
                 loss = train_epoch(model, loaders[0], optimizer, device,

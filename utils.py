@@ -7,13 +7,12 @@ import os
 import shlex
 import signal
 import sys
-import threading
 
 import torch
 from torch import distributed
 from tqdm import tqdm
 
-from ending import run_main
+from ending import run_main, signals_noted
 from weights import WeightsError
 
 try:
@@ -258,38 +257,18 @@ def command_line(resume=True):
 
 
 @contextlib.contextmanager
-def signals_noted():
-    """Yields a list that SIGINT and SIGTERM are noted in; a second kills.
-
-    Python delivers signals to the main thread; on another, as in a server or
-    a notebook, nothing is noted and the list stays empty.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield []
-        return
-    received, handlers = [], {}
-
-    def note(number, _):
-        received.append(number)
-        restore()
-
-    def restore():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        handlers[number] = signal.signal(number, note)
-    try:
-        yield received
-    except RuntimeError as error:
-        # The signal may have ended the run's other processes before us, and
-        # from now on it is no news that they end.
-        if received and lost_process(error):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            raise Interrupted(received[0]) from None
-        raise
-    finally:
-        restore()
+def run_signals_noted():
+    """Yields `ending.signals_noted`, for a run of several processes."""
+    with signals_noted() as received:
+        try:
+            yield received
+        except RuntimeError as error:
+            # The signal may have ended the run's other processes before us,
+            # and from now on it is no news that they end.
+            if received and lost_process(error):
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                raise Interrupted(received[0]) from None
+            raise
 
 
 # ------------------------------------------------------------------- files
