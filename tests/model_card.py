@@ -2,8 +2,8 @@
 
     HEADPOSE_REAL_DATA=DIR python -m tests.model_card
 
-DIR holds AFLW2000/ and beside it weights/, with the third party's network to
-compare with.  Prints both networks' errors with both crops and writes the
+DIR holds AFLW2000_recropped/ and beside it weights/, with the third party's
+network to compare with.  Prints both networks' errors with both crops and writes the
 picture of errors over yaw.
 """
 import os
@@ -19,20 +19,20 @@ from checkpoint import load_network, trained_size
 from hopenet import for_inference
 from loaders import evaluation_loader
 from options import SHIPPED
-from pose import AXES
-from report import range_table
+from pose import AXES, rotation_errors
+from report import coverage_table, range_table
 from shufflenet import ShuffleNet
 from utils import atomic
 
 PICTURE = '.github/faces_yaw.png'
 
 
-def evaluate(snapshot, data, filename_list, landmarks):
+def evaluate(snapshot, data, filename_list, landmarks, flip=False):
     """Returns a checkpoint's `Evaluation` on the listed images."""
     model, content = load_network(snapshot, ShuffleNet)
     loader = evaluation_loader(data, filename_list, landmarks=landmarks,
                                image_size=trained_size(content))
-    return engine.evaluate(for_inference(model), loader)
+    return engine.evaluate(for_inference(model), loader, flip=flip)
 
 
 def plot(results):
@@ -41,9 +41,10 @@ def plot(results):
     axes = figure.subplots()
     for label, result in results.items():
         axes.scatter(result.true[:, 0], result.errors.mean(1), label=label,
-                     alpha=0.7)
+                     s=10, alpha=0.5, linewidths=0)
     axes.set(xlabel='true yaw, degrees', ylabel='mean of the three errors, '
-             'degrees', title='30 images of AFLW2000, visible landmarks')
+             'degrees', ylim=(0, 60), title=f'{len(result.true):,} re-crops '
+             'of AFLW2000, visible landmarks')
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -52,7 +53,7 @@ def plot(results):
 def main():
     """Prints the tables and writes the picture."""
     real = os.environ['HEADPOSE_REAL_DATA']
-    data = os.path.join(real, 'AFLW2000')
+    data = os.path.join(real, 'AFLW2000_recropped')
     snapshots = {'shipped': SHIPPED, 'third party': os.path.join(
         real, '..', 'weights', 'hopenet_lite_shufflenetv2.pkl')}
     results, rows = {}, []
@@ -61,17 +62,24 @@ def main():
         filename_generator.main(['--dataset', 'AFLW2000', '--dataset_path',
                                  data, '--output', filename_list])
         for name, snapshot in snapshots.items():
-            for landmarks in ('visible', 'raw'):
-                result = evaluate(snapshot, data, filename_list, landmarks)
+            for landmarks, flip in (('visible', False), ('visible', True),
+                                    ('raw', False)):
+                result = evaluate(snapshot, data, filename_list, landmarks,
+                                  flip)
                 errors = result.errors
-                rows.append([name, landmarks, *errors.mean(0), errors.mean(),
-                             np.median(errors)])
-                if landmarks == 'visible':
+                geodesic, _ = rotation_errors(result.predicted, result.true)
+                rows.append([name, landmarks, flip, *errors.mean(0),
+                             errors.mean(), np.median(errors),
+                             geodesic.mean()])
+                if landmarks == 'visible' and not flip:
                     results[name] = result
                     print(name)
-                    print(range_table(result, 0).to_string(index=False))
-    print(pd.DataFrame(rows, columns=['', 'landmarks', *AXES, 'MAE',
-                                      'median']).to_string(index=False))
+                    for axis in range(3):
+                        print(range_table(result, axis).to_string(index=False))
+                    print(coverage_table(result).to_string(index=False))
+    print(pd.DataFrame(rows, columns=[
+        '', 'landmarks', 'flip', *AXES, 'MAE', 'median', 'rotation'
+    ]).to_string(index=False))
     with atomic(PICTURE) as path:
         plot(results).savefig(path, dpi=90)
 
