@@ -3,8 +3,8 @@
     HEADPOSE_REAL_DATA=DIR python -m tests.model_card
 
 DIR holds AFLW2000_recropped/ and beside it weights/, with the third party's
-network to compare with.  Prints both networks' errors with both crops and writes the
-picture of errors over yaw.
+network to compare with.  Prints both networks' errors with both crops and
+writes the picture of errors over yaw.
 """
 import os
 import tempfile
