@@ -190,8 +190,9 @@ class Work:
         name = shown(source)
         for problem in problems:
             tqdm.write(f'{name}: {problem}: left out')
-        for angles in heads.angles:
-            tqdm.write(f'{name}: ' + ', '.join(
+        for face, angles in enumerate(heads.angles):
+            number = f' #{face}' if len(heads.angles) > 1 else ''
+            tqdm.write(f'{name}{number}: ' + ', '.join(
                 f'{axis} {angle:.1f}' for axis, angle in zip(AXES, angles)))
         if not len(heads.boxes) and not problems:
             tqdm.write(f'{name}: no face found')
