@@ -7,7 +7,7 @@ images) with .jpg and .mat files.  It shows that everything runs, and trains
 to something; its errors say nothing about real faces.
 
 A head is made of ellipsoids, lit and painted; the landmarks are a face's
-(millimetres, in the axes of `hopenet.rotation_matrix`: right, down, out of
+(millimetres, in the axes of `pose.rotation_matrix`: right, down, out of
 the face, the origin between the ears).
 """
 import argparse
@@ -99,7 +99,7 @@ def cast(rotation, across, down):
     """Finds what each pixel of a view sees of the head, orthographically.
 
     Args:
-        rotation: (3, 3), see `hopenet.rotation_matrix`.
+        rotation: (3, 3), see `pose.rotation_matrix`.
         across, down: the pixels' places, millimetres from the head's origin,
             float32 arrays (W,) and (H,).
 
