@@ -169,7 +169,8 @@ def load_network(path, *networks):
 
     Args:
         path: the file.
-        networks: the classes that it may hold, `AttNet`, `ShuffleNet`.
+        networks: the classes that it may hold: `AttNet`, `NETWORKS` of
+            shufflenet.py.
 
     Returns:
         The network, and the checkpoint's content (see `read_checkpoint`).

@@ -58,7 +58,7 @@ from hopenet import (NUM_BINS, PIXEL_MEAN, PIXEL_STD, AttNet, decode,
                      normalize)
 from loaders import training_loaders
 from pose import AXES
-from shufflenet import ShuffleNet
+from shufflenet import NETWORKS
 from utils import RunError, atomic, run_script
 
 try:  # optional packages, for .onnx alone
@@ -150,8 +150,9 @@ class Exported(nn.Module):
         for module in list(model.modules()):
             if isinstance(module, CBAM):
                 module.ChannelGate = PortableGate(module.ChannelGate)
-        if isinstance(model, AttNet):
-            model.avgpool = MeanPool()
+            for name, child in module.named_children():
+                if isinstance(child, nn.AdaptiveAvgPool2d):
+                    setattr(module, name, MeanPool())
         self.model = model
         self.raw = raw
 
@@ -207,7 +208,7 @@ def export(path, snapshot, raw=False, precision='float32', **data):
     if extension == '.onnx' and MISSING:
         raise RunError(f'{path}: needs {MISSING}: pip install onnx '
                        'onnxruntime onnxscript')
-    model, content = load_network(snapshot, AttNet, ShuffleNet)
+    model, content = load_network(snapshot, AttNet, *NETWORKS)
     size = trained_size(content)
     network = Exported(model, raw).eval()
     shown = for_network(torch.randint(256, (3, 3, size, size),

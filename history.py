@@ -19,11 +19,11 @@ FREE_OPTIONS = {'gpu', 'workers', 'output', 'resume', 'override',
                 'overwrite', 'dataset', 'data_dir', 'filename_list',
                 'num_epochs', 'patience'}
 # Options that came after the first checkpoints, and what those runs had.
-LATER_OPTIONS = {'batch_norms': 'frozen'}
+LATER_OPTIONS = {'batch_norms': 'frozen', 'backbone': 'shufflenet'}
 # Not even --override can change these: they made the network, its weights,
 # or the optimizer's groups and schedule, which a checkpoint goes on with.
-FIXED_OPTIONS = {'attention', 'width', 'pretrained', 'batch_norms',
-                 'head_factor', 'one_cycle', 'as_published'}
+FIXED_OPTIONS = {'attention', 'backbone', 'width', 'pretrained',
+                 'batch_norms', 'head_factor', 'one_cycle', 'as_published'}
 
 
 def refuse_differences(path, before, now, override=False):

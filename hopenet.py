@@ -115,7 +115,7 @@ def pose_loss(logits, angles, alpha=2.0):
 # ----------------------------------------------------------- the networks
 
 class PoseNetwork(nn.Module):
-    """What the two networks share; mixed into a torchvision classifier.
+    """What the networks share; mixed into a torchvision classifier.
 
     A network maps (N, 3, H, W) RGB images, normalised by `normalize`, to
     logits (N, 3, 66): yaw, pitch, roll.  A subclass names its `stem`, the
@@ -141,8 +141,12 @@ class PoseNetwork(nn.Module):
     published_untrained = ()
 
     def add_heads(self, features, config):
-        """Replaces the ImageNet classifier by one of 66 bins for each axis."""
-        del self.fc
+        """Adds a classifier of 66 bins for each axis.
+
+        Args:
+            features: that they see.
+            config: see the class.
+        """
         for head in HEADS:
             self.add_module(head, nn.Linear(features, NUM_BINS))
         self.config = config
@@ -321,6 +325,7 @@ class AttNet(PoseNetwork, ResNet):
                 block.cbam = CBAM(block.conv3.out_channels)
         self.add_heads(self.fc.in_features,
                        {'network': 'attnet', 'attention': attention})
+        del self.fc  # ImageNet's classes
 
     @property
     def imagenet_weights(self):
@@ -357,7 +362,7 @@ class AttNet(PoseNetwork, ResNet):
 def for_inference(model):
     """Returns a copy that computes the same faster, and cannot be trained.
 
-    Batch norms become part of the convolutions before them, which in both
+    Batch norms become part of the convolutions before them, which in all
     networks are declared, and run, one after the other.
     """
     model = copy.deepcopy(model).eval()
@@ -373,23 +378,29 @@ def for_inference(model):
     return model.to(memory_format=torch.channels_last)
 
 
-def summary(model, parameters, checkpoint, size=224):
-    """Returns a table of a network's cost beside two published figures.
+def cost(model, size=224):
+    """Returns a network's parameters, MACs and megabytes, as strings.
 
     MACs are counted on one image of size x size by PyTorch's flop counter
     (two flops a multiply-add; convolutions and linear layers only).
     """
-    model = model.to('meta').eval()
+    model = copy.deepcopy(model).to('meta').eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, size, size, device='meta'))
     count = sum(p.numel() for p in model.parameters())
     stored = sum(t.numel() * t.element_size()
                  for t in model.state_dict().values())
+    return (f'{count:,}', f'{counter.get_total_flops() // 2:,}',
+            f'{stored / 1e6:.1f} MB')
+
+
+def summary(model, parameters, checkpoint, size=224):
+    """Returns a table of a network's cost beside two published figures."""
+    count, macs, stored = cost(model, size)
     rows = [('', 'here', 'published'),
-            ('parameters', f'{count:,}', parameters),
-            (f'MACs at {size} px', f'{counter.get_total_flops() // 2:,}',
-             '-'),
-            ('checkpoint', f'{stored / 1e6:.1f} MB', checkpoint)]
+            ('parameters', count, parameters),
+            (f'MACs at {size} px', macs, '-'),
+            ('checkpoint', stored, checkpoint)]
     options = ', '.join(f'{key} {value}' for key, value
                         in model.config.items() if key != 'network')
     return '\n'.join([f'{model.title} ({options})'] + [

@@ -14,6 +14,9 @@ SHIPPED = 'checkpoints/shufflenet_faces.pkl'
 # A network's name on the command line, and its checkpoint's.
 CHECKPOINTS = {'attnet': 'checkpoints/resnet.pkl',
                'shufflenet': 'checkpoints/shufflenet.pkl'}
+# Of the compact networks, torchvision's names beside the document's.
+BACKBONES = ('shufflenet', 'mobilenet_v2', 'mobilenet_v3_large',
+             'mobilenet_v3_small', 'efficientnet_b0')
 # The spellings in use: the releases', the document's and HopeNet's options.
 DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
             '300W_LP': '300W_LP', '300W-LP': '300W_LP',
@@ -121,8 +124,11 @@ def training_parser(description, network):
         add('--attention', choices=('cbam', 'none'), default='cbam',
             help="none: HopeNet's plain ResNet-50")
     else:
+        add('--backbone', choices=BACKBONES, default='shufflenet',
+            metavar='NAME', help=', '.join(BACKBONES) + '; default: '
+            'shufflenet')
         add('--width', type=float, choices=(0.5, 1.0, 1.5, 2.0), default=1.0,
-            help='channel multiplier; default: 1.0')
+            help="shufflenet's channel multiplier; default: 1.0")
     add('--dataset', default='Pose_300W_LP', metavar='NAME')
     add('--num_epochs', type=number(int, 1), default=25, metavar='N')
     add('--lr', type=number(float, 0), default=1e-5,
@@ -146,10 +152,10 @@ def training_parser(description, network):
     add('--split_seed', type=number(int, 0), default=0, metavar='N')
     add('--seed', type=number(int, 0), default=0, metavar='N',
         help='of initial weights, order and augmentation')
-    add('--output', type=checkpoint_path, default=CHECKPOINTS[network],
-        metavar='FILE.pkl',
+    add('--output', type=checkpoint_path, metavar='FILE.pkl',
         help='best checkpoint; others are named after it; default: '
-        + CHECKPOINTS[network])
+        + CHECKPOINTS[network] + (
+            ', or after the --backbone' if network == 'shufflenet' else ''))
     add_start_options(parser.add_argument_group('start'))
     add_augmentation(parser.add_argument_group(
         "augmentation beyond HopeNet's"))
@@ -264,6 +270,13 @@ def parse_training(description, network, argv=None):
     """
     parser = training_parser(description, network)
     options = with_processes(parser, parser.parse_args(argv))
+    backbone = getattr(options, 'backbone', network)
+    if backbone != network and (options.as_published or options.width != 1):
+        parser.error('argument --backbone: --as_published and --width are of '
+                     f'{network} alone')
+    if options.output is None:
+        options.output = CHECKPOINTS.get(backbone,
+                                         f'checkpoints/{backbone}.pkl')
     if options.as_published:
         options.split = 'image'
     if options.resume == '':

@@ -1,19 +1,35 @@
-"""The document's second network: HopeNet's heads on ShuffleNetV2.
+"""The document's second network, and other compact ones, with HopeNet's heads.
 
 ShuffleNetV2 (Ma et al., ECCV 2018) is torchvision's; only its classifier is
-replaced.
+replaced.  So are the others that the document names as candidates, or
+suggests at its end: MobileNetV2 (Sandler et al., CVPR 2018), MobileNetV3
+(Howard et al., ICCV 2019) and EfficientNet-B0 (Tan and Le, ICML 2019).  The
+document's CondenseNet is not in torchvision.
 
-    python shufflenet.py     parameters, MACs and size beside the document's
+    python shufflenet.py     parameters, MACs, size and time of all of them
 """
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
-from hopenet import ConvNormSequential, PoseNetwork, summary
+from hopenet import (ConvNormSequential, PoseNetwork, cost, for_inference,
+                     summary)
+from options import BACKBONES
 from weights import WeightsError, require_key
 
 # Output channels of conv1, the three stages and conv5 (table 5 of the paper).
 CHANNELS = {0.5: [24, 48, 96, 192, 1024], 1.0: [24, 116, 232, 464, 1024],
             1.5: [24, 176, 352, 704, 1024], 2.0: [24, 244, 488, 976, 2048]}
+# A key that the state dict of this one alone has.
+MARKS = {'mobilenet_v2': 'features.1.conv.0.0.weight',
+         'mobilenet_v3_large': 'features.16.0.weight',
+         'mobilenet_v3_small': 'features.12.0.weight',
+         'efficientnet_b0': 'features.1.0.block.0.0.weight'}
 
 
 class ShuffleNet(PoseNetwork, ShuffleNetV2):
@@ -35,13 +51,10 @@ class ShuffleNet(PoseNetwork, ShuffleNetV2):
             raise ValueError(f'width is {width}, not one of '
                              + ', '.join(map(str, CHANNELS)))
         super().__init__([4, 8, 4], CHANNELS[width])
-        for stage in (self.stage2, self.stage3, self.stage4):
-            for block in stage:
-                block.branch1 = ConvNormSequential(*block.branch1)
-                block.branch2 = ConvNormSequential(*block.branch2)
-        self.conv5 = ConvNormSequential(*self.conv5)
+        join_norms(self)
         self.add_heads(self.fc.in_features,
                        {'network': 'shufflenet', 'width': width})
+        del self.fc  # ImageNet's classes
 
     @property
     def imagenet_weights(self):
@@ -73,12 +86,119 @@ class ShuffleNet(PoseNetwork, ShuffleNetV2):
         return self.logits(self.run(self.conv5, x).mean((2, 3)))
 
 
+class MobileNetwork(PoseNetwork):
+    """A MobileNet or EfficientNet of torchvision with pose heads.
+
+    Nothing is dropped at random, neither features before the heads nor, as
+    EfficientNet does on ImageNet, whole blocks: a batch in parts and blocks
+    computed twice must give the gradients of the whole.
+
+    Args:
+        backbone: torchvision's name for it, a key of MARKS.
+    """
+
+    stem = ('features.0',)
+    mark = 'features.0.0.weight'
+
+    def __init__(self, backbone='mobilenet_v2'):
+        if backbone not in MARKS:
+            raise ValueError(f'backbone is {backbone!r}, not one of '
+                             + ', '.join(MARKS))
+        super().__init__()
+        self.title = backbone
+        whole = {'efficientnet_b0': {'stochastic_depth_prob': 0.0}}
+        network = models.get_model(backbone, **whole.get(backbone, {}))
+        self.features = network.features
+        # MobileNetV3 has a layer of features behind the mean.
+        self.classifier = nn.Sequential(*[
+            layer for layer in network.classifier[:-1]
+            if not isinstance(layer, nn.Dropout)])
+        join_norms(self)
+        self.add_heads(network.classifier[-1].in_features,
+                       {'network': 'mobile', 'backbone': backbone})
+
+    @property
+    def imagenet_weights(self):
+        """torchvision's enum."""
+        return models.get_model_weights(
+            self.config['backbone']).IMAGENET1K_V1
+
+    @staticmethod
+    def config_of(state):
+        """Returns the configuration that a state dict was made with.
+
+        Raises:
+            WeightsError: it is not of one of these networks.
+        """
+        for backbone, key in MARKS.items():
+            if key in state:
+                return {'network': 'mobile', 'backbone': backbone}
+        raise WeightsError('these are not weights of '
+                           + ', '.join(MARKS))
+
+    def forward(self, x):
+        """Maps (N, 3, H, W) to logits (N, 3, 66)."""
+        for part in self.features:
+            # EfficientNet's blocks stand in stages.
+            for block in part if type(part) is nn.Sequential else [part]:
+                x = self.run(block, x)
+        return self.logits(self.classifier(x.mean((2, 3))))
+
+
+NETWORKS = MobileNetwork, ShuffleNet  # for checkpoint.load_network
+
+
+def join_norms(model):
+    """Lets each convolution with a batch norm behind it run `conv_norm`.
+
+    The modules keep their names.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Sequential) and any(
+                    isinstance(layer, _BatchNorm) for layer in child):
+                setattr(module, name, ConvNormSequential(*child))
+
+
+def make_network(backbone='shufflenet', width=1.0):
+    """Returns a fresh compact network.
+
+    Args:
+        backbone: one of options.BACKBONES.
+        width: see `ShuffleNet`; the others have none.
+    """
+    if backbone == 'shufflenet':
+        return ShuffleNet(width)
+    return MobileNetwork(backbone)
+
+
+def milliseconds(model, size=224, rounds=20):
+    """Returns the median time of one image of size x size, for inference."""
+    model, image = for_inference(model), torch.randn(1, 3, size, size)
+    times = []
+    with torch.inference_mode():
+        for _ in range(rounds):
+            start = time.perf_counter()
+            model(image)
+            times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
 def main():
-    """Prints the cost of the document's width."""
+    """Prints the cost of the document's width, and of all networks."""
     print(summary(ShuffleNet(), '2.5M', '11 MB'), end='\n\n')
     print("The document's 2.5M and 11 MB also count an ImageNet classifier "
           '(fc, 1,025,000\nparameters) and fc_finetune, which no output '
-          'depends on; they are not built here.')
+          'depends on; they are not built here.\n')
+    row = '{:<20}{:>12}{:>16}{:>12}{:>14}'.format
+    print(row('--backbone', 'parameters', 'MACs at 224 px', 'checkpoint',
+              'one image'))
+    for backbone in BACKBONES:
+        model = make_network(backbone)
+        print(row(backbone, *cost(model), f'{milliseconds(model):.1f} ms'))
+    print("\nOne image: median of 20 on this machine's CPU, "
+          f'{torch.get_num_threads()} threads. The document\'s CondenseNet '
+          'is not in torchvision.')
 
 
 if __name__ == '__main__':

@@ -22,9 +22,13 @@ fi
 case $network in
     attnet) checkpoint=resnet ;;
     shufflenet) checkpoint=shufflenet ;;
+    mobilenet_v2 | mobilenet_v3_large | mobilenet_v3_small | efficientnet_b0)
+        checkpoint=$network network=shufflenet ;;
     faces) network=shufflenet checkpoint=shufflenet_faces ;;
     all) checkpoint= ;;
-    *) echo "test.sh: '$network' is none of attnet, shufflenet, faces, all" >&2
+    *) echo "test.sh: '$network' is none of attnet, shufflenet," \
+           "mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small," \
+           "efficientnet_b0, faces, all" >&2
        exit 2 ;;
 esac
 
@@ -57,9 +61,9 @@ if [[ $network == all ]]; then
         case $name in
             *_last | '*') continue ;;
             resnet* | hopenet*) network=attnet ;;
-            shufflenet*) network=shufflenet ;;
+            shufflenet* | mobilenet* | efficientnet*) network=shufflenet ;;
             *) echo "test.sh: $snapshot: which network? Name it resnet*," \
-                   "hopenet* or shufflenet*" >&2
+                   "hopenet*, shufflenet*, mobilenet* or efficientnet*" >&2
                continue ;;
         esac
         report=output/all/$name

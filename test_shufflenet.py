@@ -1,4 +1,4 @@
-"""Tests a ShuffleNetV2, on AFLW2000-3D.
+"""Tests a compact network, ShuffleNetV2 or another, on AFLW2000-3D.
 
     python test_shufflenet.py --snapshot ./checkpoints/shufflenet.pkl
 """
@@ -15,7 +15,7 @@ from engine import evaluate
 from hopenet import for_inference
 from loaders import evaluation_loader
 from report import present
-from shufflenet import ShuffleNet
+from shufflenet import NETWORKS
 from utils import init_process, run_script
 
 
@@ -23,7 +23,7 @@ def main(argv=None):
     """Runs the test; `argv` is a list of options, for tests."""
     options = parse_evaluation(__doc__, 'shufflenet', argv)
     options.device = init_process(options.gpu)
-    model, content = load_network(options.snapshot, ShuffleNet)
+    model, content = load_network(options.snapshot, *NETWORKS)
     options.image_size = crop_size(options.snapshot, content,
                                    options.image_size)
     loader = evaluation_loader(**arguments(evaluation_loader, options))

@@ -8,7 +8,7 @@ from detect import InputError
 from engine import predict
 from hopenet import AttNet, for_inference
 from options import SHIPPED
-from shufflenet import ShuffleNet
+from shufflenet import NETWORKS
 from utils import RunError, init_process
 from weights import WeightsError
 
@@ -34,7 +34,7 @@ class TorchNetwork:
             snapshot = beside if os.path.exists(beside) else snapshot
         try:
             self.device = init_process(gpu)
-            model, content = load_network(snapshot, AttNet, ShuffleNet)
+            model, content = load_network(snapshot, AttNet, *NETWORKS)
         except (RunError, WeightsError) as error:
             failure = InputError(str(error))
             failure.status = getattr(error, 'status', 1)

@@ -3,6 +3,7 @@
 #
 #     bash train.sh                              # ResNet-50 with CBAM
 #     bash train.sh shufflenet --batch_size 64   # options are passed on
+#     bash train.sh mobilenet_v2                 # or another compact network
 #     bash train.sh faces                        # as the shipped network was
 #     NPROC=4 bash train.sh                      # on 4 GPUs of this machine
 #
@@ -25,13 +26,19 @@ recipe=()
 case $network in
     attnet) checkpoint=resnet ;;
     shufflenet) checkpoint=shufflenet ;;
+    mobilenet_v2 | mobilenet_v3_large | mobilenet_v3_small | efficientnet_b0)
+        checkpoint=$network
+        recipe=(--backbone "$network")
+        network=shufflenet ;;
     faces)  # not the document's recipe; checkpoints/README.md has its reasons
         network=shufflenet checkpoint=shufflenet_own
         num_epochs=90 batch_size=64 lr=0.004 alpha=0.02
         recipe=(--pretrained none --image_size 96 --one_cycle --head_factor 1
                 --weight_decay 0.05 --rotate 45 --box_jitter 0.25
                 --color_jitter 0.3 --low_resolution 0.25) ;;
-    *) echo "train.sh: '$network' is none of attnet, shufflenet, faces" >&2
+    *) echo "train.sh: '$network' is none of attnet, shufflenet," \
+           "mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small," \
+           "efficientnet_b0, faces" >&2
        exit 2 ;;
 esac
 
@@ -49,7 +56,7 @@ if [[ -d $data ]]; then
         --alpha "$alpha" --output "checkpoints/$checkpoint.pkl" \
         ${recipe[@]+"${recipe[@]}"} "$@"
 fi
-if [[ ${#recipe[@]} != 0 ]]; then
+if [[ $checkpoint == shufflenet_own ]]; then
     echo "train.sh faces: data/300W_LP is not there; for other data," \
         "checkpoints/README.md has the command" >&2
     exit 1
@@ -66,4 +73,5 @@ exec $launch "train_$network.py" --gpu "$gpu" --num_epochs "$num_epochs" \
     --batch_size 16 --lr "$lr" --one_cycle --head_factor 1 --image_size 64 \
     --pretrained none --alpha 0.02 --rotate 20 --box_jitter 0.15 \
     --data_dir data/sample/300W_LP \
-    --output "checkpoints/sample/$checkpoint.pkl" --overwrite "$@"
+    --output "checkpoints/sample/$checkpoint.pkl" --overwrite \
+    ${recipe[@]+"${recipe[@]}"} "$@"

@@ -1,8 +1,9 @@
-"""Trains the document's second network: ShuffleNetV2, on 300W-LP.
+"""Trains the document's ShuffleNetV2, or another compact network, on 300W-LP.
 
     python train_shufflenet.py --data_dir ./data/300W_LP/
 
-The recipe is the ResNet's; `--width` makes the network smaller or larger.
+The recipe is the ResNet's; `--width` makes the network smaller or larger,
+`--backbone` another one (`python shufflenet.py` lists them).
 """
 import sys
 
@@ -18,7 +19,7 @@ from datasets import DataError
 from engine import fit
 from loaders import training_loaders
 from run import initial_weights, one_cycle
-from shufflenet import ShuffleNet
+from shufflenet import make_network
 from transforms import Augmentation
 from utils import choose_precision, init_process, run_script
 
@@ -33,7 +34,7 @@ def main(argv=None):
     loaders = training_loaders(
         more=Augmentation(**arguments(Augmentation, options)),
         **arguments(training_loaders, options))
-    model = ShuffleNet(options.width)
+    model = make_network(**arguments(make_network, options))
     model.checkpoint_activations = options.checkpoint_activations
     resumed = initial_weights(model, record=recorded(options),
                               **arguments(initial_weights, options))

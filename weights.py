@@ -2,6 +2,9 @@
 import re
 
 WRAPPED = re.compile(r'^((module|_orig_mod|model)\.)+')  # before a key
+# Layers that no output depends on: ImageNet's classifiers, as torchvision
+# names them, and HopeNet's fc_finetune.
+DEAD = ('fc.', 'fc_finetune.', 'classifier.1.', 'classifier.3.')
 
 
 class WeightsError(ValueError):
@@ -12,8 +15,7 @@ def plain_keys(state):
     """Strips what wrappers put before keys, and drops dead layers.
 
     DataParallel puts `module.`, torch.compile `_orig_mod.` and Lightning
-    `model.`; no output depends on an ImageNet classifier, nor on HopeNet's
-    `fc_finetune`.
+    `model.`; see `DEAD`.
 
     Raises:
         WeightsError: two keys are the same without these.
@@ -25,7 +27,7 @@ def plain_keys(state):
             raise WeightsError(f'there are two tensors {name}')
         plain[name] = value
     return {key: value for key, value in plain.items()
-            if not key.startswith(('fc.', 'fc_finetune.'))}
+            if not key.startswith(DEAD)}
 
 
 def require_key(state, key, title):

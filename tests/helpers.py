@@ -6,6 +6,7 @@ A process of its own, because the faults end it: `step`, `validation` and
 `write` are SIGKILL in the middle of these in epoch 2; `terminate` is SIGTERM
 to the process itself; `gradients` saves the first step's to --output.
 """
+import functools
 import os
 import signal
 import sys
@@ -18,11 +19,12 @@ import train_shufflenet
 from datasets import DataError
 from loaders import training_loaders
 from options import arguments, parse_training
-from shufflenet import ShuffleNet
+from shufflenet import MARKS, MobileNetwork, ShuffleNet
 from tests.conftest import SIZE
 from utils import init_process, run_script
 
 EPOCHS = 3  # of the tests' runs
+MOBILE = [functools.partial(MobileNetwork, backbone) for backbone in MARKS]
 
 
 class OneBatch(list):

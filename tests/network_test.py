@@ -11,15 +11,17 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
-from torchvision.models import resnet50, shufflenet_v2_x1_0
+from torchvision.models import get_model, resnet50
 
 import hopenet
 import pose
 import shufflenet
 from cbam import CBAM
 from hopenet import AttNet
+from options import BACKBONES
 from shufflenet import ShuffleNet
 from tests import original
+from tests.helpers import MOBILE
 from weights import WeightsError
 
 ANGLES = st.floats(-99, 99, width=32)
@@ -43,12 +45,16 @@ def features(model, images):
 
 
 @pytest.mark.parametrize('reference, own', [
-    (resnet50, lambda: AttNet('none')), (shufflenet_v2_x1_0, ShuffleNet)])
+    ('resnet50', lambda: AttNet('none')), ('shufflenet_v2_x1_0', ShuffleNet),
+    *zip(shufflenet.MARKS, MOBILE)])
 def test_features_are_torchvisions(reference, own):
     torch.manual_seed(0)
-    reference, own = reference(weights=None).eval(), own().eval()
+    reference, own = get_model(reference).eval(), own().eval()
     own.load_pretrained(reference.state_dict())
-    reference.fc = torch.nn.Identity()
+    if hasattr(reference, 'fc'):
+        reference.fc = torch.nn.Identity()
+    else:
+        reference.classifier[-1] = torch.nn.Identity()
     images = torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         assert torch.equal(features(own, images), reference(images))
@@ -138,7 +144,7 @@ def test_key_names_are_the_releases(attnet):
 
 
 @pytest.mark.parametrize('size', [(32, 32), (97, 130), (224, 224)])
-@pytest.mark.parametrize('make', [AttNet, ShuffleNet])
+@pytest.mark.parametrize('make', [AttNet, ShuffleNet, *MOBILE])
 def test_any_size_and_batch(make, size):
     model = make().eval()
     for batch in (1, 3):
@@ -246,7 +252,8 @@ def trainable(model):
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize('make', [AttNet, lambda: AttNet('none'), ShuffleNet])
+@pytest.mark.parametrize('make', [
+    AttNet, lambda: AttNet('none'), ShuffleNet, *MOBILE])
 @pytest.mark.parametrize('pretrained', [False, True])
 def test_each_trained_parameter_is_in_one_group_once(make, pretrained):
     model = make()
@@ -263,7 +270,7 @@ def test_each_trained_parameter_is_in_one_group_once(make, pretrained):
     assert [group['lr'] for group in groups] == [1e-5, 5e-5]
     frozen = set(names.values()) - trainable(model)
     assert frozen == {name for name in names.values() if pretrained
-                      and name.split('.')[0] in model.stem}
+                      and name.startswith(model.stem)}
 
 
 def test_a_resnet_file_leaves_only_attention_and_heads_fresh(attnet):
@@ -294,7 +301,8 @@ def test_an_official_cbam_file_freezes_all_statistics(attnet):
                    if isinstance(module, torch.nn.BatchNorm2d))
 
 
-@pytest.mark.parametrize('make', [AttNet, lambda: AttNet('none'), ShuffleNet])
+@pytest.mark.parametrize('make', [
+    AttNet, lambda: AttNet('none'), ShuffleNet, *MOBILE])
 def test_frozen_norms_in_the_convolutions_change_no_gradient(make,
                                                              monkeypatch):
     torch.manual_seed(0)
@@ -335,7 +343,8 @@ def test_the_convention_is_scipys_and_opencvs_as_pose_says():
                                    atol=0.05)
 
 
-@pytest.mark.parametrize('make', [AttNet, lambda: AttNet('none'), ShuffleNet])
+@pytest.mark.parametrize('make', [
+    AttNet, lambda: AttNet('none'), ShuffleNet, *MOBILE])
 def test_inference_is_the_plain_networks_within_a_thousandth_of_a_degree(
         make):
     torch.manual_seed(0)
@@ -391,7 +400,8 @@ def test_summaries_stand_beside_the_published(capsys):
     shufflenet.main()
     printed = capsys.readouterr().out
     for figure in ('26,446,326', '26.5M', '23,913,734', '95.9 MB',
-                   '1,456,554', '2.5M', '11 MB'):
+                   '1,456,554', '2.5M', '11 MB', 'CondenseNet',
+                   *BACKBONES):
         assert figure in printed
 
 

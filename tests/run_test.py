@@ -20,9 +20,11 @@ import test_shufflenet
 import train_attnet
 import train_shufflenet
 from hopenet import AttNet, pose_loss
-from shufflenet import ShuffleNet
+from options import BACKBONES
+from shufflenet import ShuffleNet, make_network
 from tests.conftest import ROOT, SIZE
-from tests.helpers import EPOCHS, OneBatch, last, run_options, train
+from tests.helpers import (EPOCHS, MOBILE, OneBatch, last, run_options,
+                           train)
 
 
 def faulty(fault, options, processes=1, **kwargs):
@@ -298,13 +300,18 @@ def test_two_processes_have_the_gradients_of_one(sample, tmp_path,
                     other[name] / scale, gradient / scale, atol=1e-4, rtol=0)
 
 
-def test_two_processes_train_as_one(sample, tmp_path, frozen_weights):
+@pytest.mark.parametrize('backbone', BACKBONES)
+def test_two_processes_train_as_one(sample, tmp_path, backbone):
+    torch.manual_seed(0)
+    weights = tmp_path / 'weights.pth'  # freeze the norms: nothing differs
+    torch.save(make_network(backbone).state_dict(), weights)
     logs = []
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
         done = faulty('none', run_options(
-            sample, tmp_path / str(processes), *frozen_weights,
-            '--batch_size', 7, '--num_epochs', 1), processes)
+            sample, tmp_path / str(processes), '--pretrained', weights,
+            '--backbone', backbone, '--width', 1, '--batch_size', 7,
+            '--num_epochs', 1), processes)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count('epoch   1') == 1  # one process prints
         logs.append(pd.read_csv(tmp_path / str(processes) / 'net_log.csv',
@@ -365,7 +372,7 @@ def gradients(model, images, angles, **values):
             {name: buffer.clone() for name, buffer in model.named_buffers()})
 
 
-@pytest.fixture(params=[AttNet, ShuffleNet])
+@pytest.fixture(params=[AttNet, ShuffleNet, *MOBILE])
 def case(request):
     """A network, images and angles."""
     torch.manual_seed(0)
@@ -431,7 +438,8 @@ def test_the_frozen_stem_computes_no_gradients(case):
     model.load_pretrained(model.state_dict())
     engine.set_train_mode(model)
     seen = []
-    model.maxpool.register_forward_hook(lambda *args: seen.append(args[-1]))
+    model.get_submodule(model.stem[-1]).register_forward_hook(
+        lambda *args: seen.append(args[-1]))
     model(images.float())
     assert not seen[0].requires_grad
 

@@ -1,0 +1,97 @@
+"""The compact networks beside the document's, by --backbone."""
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torchvision.models import get_model_weights
+
+import export
+import test_shufflenet
+import train_shufflenet
+from checkpoint import load_network
+from hopenet import decode
+from options import BACKBONES, parse_training
+from shufflenet import MARKS, NETWORKS, MobileNetwork, make_network
+from tests.conftest import SIZE, TEST_LINE
+from tests.helpers import evaluation_options, train
+from tests.run_test import assert_equal
+from weights import WeightsError
+
+
+def test_the_command_line_has_all_of_them():
+    assert BACKBONES == ('shufflenet', *MARKS)
+    for backbone in MARKS:
+        options = parse_training('', 'shufflenet', ['--backbone', backbone])
+        assert options.output == f'checkpoints/{backbone}.pkl'
+    assert parse_training('', 'shufflenet', []).output.endswith(
+        '/shufflenet.pkl')
+
+
+@pytest.mark.parametrize('option', [
+    ('--as_published',), ('--width', '0.5')])
+def test_what_is_shufflenets_alone_is_refused(run, option):
+    status, _, err = run(train_shufflenet, '--backbone', 'mobilenet_v2',
+                         *option)
+    assert status == 2 and '--backbone' in err and option[0] in err
+
+
+@pytest.mark.parametrize('backbone', MARKS)
+def test_a_bare_state_dict_names_its_network(tmp_path, backbone):
+    torch.manual_seed(0)
+    model = make_network(backbone).eval()
+    torch.save(model.state_dict(), tmp_path / 'x.pkl')
+    loaded, _ = load_network(tmp_path / 'x.pkl', *NETWORKS)
+    assert loaded.config == model.config
+    images = torch.randn(2, 3, SIZE, SIZE)
+    assert torch.equal(loaded.eval()(images), model(images))
+
+
+def test_another_networks_weights_are_refused(tmp_path):
+    state = make_network('mobilenet_v3_small').state_dict()
+    with pytest.raises(WeightsError, match='do not fit efficientnet_b0'):
+        make_network('efficientnet_b0').load_pretrained(state)
+    with pytest.raises(WeightsError, match='not weights of mobilenet_v2, '):
+        MobileNetwork.config_of({'features.0.0.weight': torch.zeros(1)})
+    with pytest.raises(ValueError, match="'resnet18', not one of mobilenet"):
+        MobileNetwork('resnet18')
+
+
+@pytest.mark.parametrize('backbone', MARKS)
+def test_imagenets_weights_are_this_networks(backbone):
+    weights = make_network(backbone).imagenet_weights
+    assert weights is get_model_weights(backbone).IMAGENET1K_V1
+
+
+@pytest.mark.parametrize('backbone', MARKS)
+def test_from_training_to_int8(sample, run, tmp_path, backbone, monkeypatch):
+    """Trains, goes on bit-exactly, is tested, and runs in onnxruntime."""
+    more = '--backbone', backbone, '--width', 1, '--num_epochs', 2
+    for name in ('whole', 'parts'):
+        (tmp_path / name).mkdir()
+    whole = train(sample, tmp_path / 'whole', *more)
+    train(sample, tmp_path / 'parts', *more[:-1], 1)
+    parts = train(sample, tmp_path / 'parts', *more, '--resume')
+    assert_equal(whole['model'], parts['model'])
+    assert whole['network'] == {'network': 'mobile', 'backbone': backbone}
+
+    snapshot = tmp_path / 'whole' / 'net.pkl'
+    status, out, err = run(test_shufflenet, *evaluation_options(sample,
+                                                                snapshot))
+    assert status == 0, err
+    assert TEST_LINE.search(out)[1] == '9'
+
+    model = load_network(snapshot, *NETWORKS)[0].eval()
+    images = torch.randint(256, (3, SIZE, SIZE, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = decode(model(export.normalize(images.permute(0, 3, 1, 2))))
+    data = sample / '300W_LP'
+    monkeypatch.setattr(export, 'CALIBRATION', (2, 4))
+    for precision, apart in (('float32', 1e-3), ('int8', 2)):
+        path = tmp_path / f'{precision}.onnx'
+        export.export(path, snapshot, True, precision, data_dir=data,
+                      filename_list=data / 'filename_list.txt')
+        angles, = onnxruntime.InferenceSession(path).run(
+            ['angles'], {'images': images.numpy()})
+        np.testing.assert_allclose(angles, expected, atol=apart, rtol=0)
+    assert (tmp_path / 'int8.onnx').stat().st_size < 0.65 * (
+        tmp_path / 'float32.onnx').stat().st_size
