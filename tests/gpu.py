@@ -289,7 +289,7 @@ def inference(options):
 def parts(folder, options):
     """Returns all parts, iterators of rows, on rendered images."""
     data, _, names = benchmark.find_data(
-        folder, photographs=4 if options.quick else 16)
+        folder, photographs=8 if options.quick else 16)
     return [precision_checks(options), process_check(options),
             rerun_checks(folder, data, names, options),
             pair_check(folder, data, names, options), training_steps(options),
