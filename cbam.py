@@ -51,7 +51,10 @@ class ChannelGate(nn.Module):
         else:
             maximum = x.amax((2, 3))
         pooled = torch.stack((x.mean((2, 3)), maximum))  # (2, N, C)
-        gate = torch.sigmoid(self.mlp(pooled).sum(0))[:, :, None, None]
+        # Not a sum: under CUDA's autocast that is in float32, and so would be
+        # all that follows.
+        average, most = self.mlp(pooled)
+        gate = torch.sigmoid(average + most)[:, :, None, None]
         return x.mul_(gate) if self.inplace else x * gate
 
 

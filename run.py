@@ -283,8 +283,11 @@ class Run:
         self.clock = now
         self.provenance['wall_seconds'] = round(self.seconds, 1)
         row = self.rows[-1]
+        # On the CPU, or machines without a GPU could not just load it.
+        weights = {name: tensor.cpu() for name, tensor
+                   in self.model.state_dict().items()}
         checkpoint = {
-            'network': self.model.config, 'model': self.model.state_dict(),
+            'network': self.model.config, 'model': weights,
             'pretrained_norms': self.model.pretrained_norms,
             'epoch': row['epoch'], 'validation': row,
             'options': self.record, 'provenance': self.provenance}

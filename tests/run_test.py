@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import datasets
 import engine
@@ -452,6 +453,37 @@ def test_bf16_trains_close_to_float32(case):
         cosine = torch.cosine_similarity(whole[name].flatten(),
                                          half[name].flatten(), 0)
         assert half[name].dtype == torch.float32 and cosine > 0.98
+
+
+@pytest.fixture
+def cudas_autocast():
+    """What a GPU's autocast does, for tensors that only pretend to be there.
+
+    Its list of operations in float32 is longer than the CPU's.
+    """
+    before = (torch.is_autocast_enabled('cuda'),
+              torch.get_autocast_dtype('cuda'))
+    torch.set_autocast_enabled('cuda', True)
+    torch.set_autocast_dtype('cuda', torch.bfloat16)
+    with FakeTensorMode(), torch.device('cuda'):
+        yield
+    torch.set_autocast_enabled('cuda', before[0])
+    torch.set_autocast_dtype('cuda', before[1])
+
+
+@pytest.mark.parametrize('make', [AttNet, ShuffleNet, *MOBILE])
+def test_a_gpus_bf16_is_bf16_all_the_way(cudas_autocast, make):
+    model = make()
+    model.load_pretrained(model.state_dict())
+    model.train().freeze_statistics()
+    types = {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(
+            lambda *args, name=name: types.update({name: args[-1].dtype}))
+    model(torch.empty(2, 3, SIZE, SIZE))
+    assert len(types) > 50
+    assert {name for name, dtype in types.items()
+            if dtype != torch.bfloat16} == set()
 
 
 def test_channels_last_gives_the_same_result(case):
