@@ -32,10 +32,10 @@ case $network in
         network=shufflenet ;;
     faces)  # not the document's recipe; checkpoints/README.md has its reasons
         network=shufflenet checkpoint=shufflenet_own
-        num_epochs=90 batch_size=64 lr=0.004 alpha=0.02
-        recipe=(--pretrained none --image_size 96 --one_cycle --head_factor 1
+        num_epochs=80 batch_size=128 lr=0.006 alpha=0.02
+        recipe=(--pretrained none --image_size 128 --one_cycle --head_factor 1
                 --weight_decay 0.05 --rotate 45 --box_jitter 0.25
-                --color_jitter 0.3 --low_resolution 0.25) ;;
+                --color_jitter 0.3 --low_resolution 0.25 --amp off) ;;
     *) echo "train.sh: '$network' is none of attnet, shufflenet," \
            "mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small," \
            "efficientnet_b0, faces" >&2

@@ -35,6 +35,7 @@ import export
 import filename_generator
 import loaders
 import utils
+from checkpoint import read_checkpoint, trained_size
 from hopenet import AttNet, for_inference, pose_loss
 from options import SHIPPED, training_parser
 from shufflenet import ShuffleNet
@@ -377,8 +378,12 @@ def shipped_exports(folder, options):
 
 
 def test_crops(data, filename_list):
-    """Returns a data set's crops (N, 96, 96, 3) and angles (N, 3)."""
-    loader = loaders.evaluation_loader(data, filename_list, image_size=96)
+    """Returns a data set's crops for the shipped network, and angles (N, 3).
+
+    The crops are a uint8 array (N, size, size, 3).
+    """
+    loader = loaders.evaluation_loader(
+        data, filename_list, image_size=trained_size(read_checkpoint(SHIPPED)))
     images, angles = zip(*[batch[:2] for batch in loader])
     return (torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy(),
             np.concatenate(angles))

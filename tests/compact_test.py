@@ -1,4 +1,7 @@
 """The compact networks beside the document's, by --backbone."""
+import json
+
+import cv2
 import numpy as np
 import onnxruntime
 import pytest
@@ -12,6 +15,7 @@ from checkpoint import load_network
 from hopenet import decode
 from options import BACKBONES, parse_training
 from shufflenet import MARKS, NETWORKS, MobileNetwork, make_network
+from tests import networks
 from tests.conftest import SIZE, TEST_LINE
 from tests.helpers import evaluation_options, train
 from tests.run_test import assert_equal
@@ -95,3 +99,25 @@ def test_from_training_to_int8(sample, run, tmp_path, backbone, monkeypatch):
         np.testing.assert_allclose(angles, expected, atol=apart, rtol=0)
     assert (tmp_path / 'int8.onnx').stat().st_size < 0.65 * (
         tmp_path / 'float32.onnx').stat().st_size
+
+
+def test_networks_are_compared_by_their_reports(
+        sample, run, snapshot, tmp_path, monkeypatch, capsys):
+    status, _, err = run(test_shufflenet, *evaluation_options(
+        sample, snapshot, '--report', tmp_path / 'report'))
+    assert status == 0, err
+    path = tmp_path / 'report' / 'report.json'
+    report = json.loads(path.read_text())
+    report['provenance'] = {'options': {'seed': 7}}  # of a trained one
+    path.write_text(json.dumps(report))
+    monkeypatch.setattr(networks, 'exported', lambda name, *_: name)
+    monkeypatch.setattr(networks, 'milliseconds', lambda paths, size: {
+        'shufflenet': 2.25} if size == SIZE else None)
+    networks.main([f'shufflenet={tmp_path / "report"}', '--picture',
+                   str(tmp_path / 'x.png')])
+    assert (f'| shufflenet | 7 | {report["axes"]["yaw"]["error"]:.2f} |'
+            in capsys.readouterr().out)
+    assert cv2.imread(str(tmp_path / 'x.png')) is not None
+    with pytest.raises(SystemExit):
+        networks.main([f'vgg={tmp_path / "report"}'])
+    assert "'vgg' is none of attnet, hopenet" in capsys.readouterr().err
