@@ -199,8 +199,8 @@ def shrinkage(box, draws, size, jitter=0.0):
     """Returns how many times smaller an image may be read for its crop.
 
     What is left has at least the pixels of the crop.  At 96 pixels the crops
-    of 51 images of 300W-LP then differ by 0.7 grey levels on average from
-    those of the whole images (1.2 at most), and loading is 1.4 times as fast.
+    of 51 images of 300W-LP then differ by 0.8 grey levels on average from
+    those of the whole images (1.4 at most), and loading is 1.8 times as fast.
 
     Args:
         box: of the landmarks.
@@ -227,6 +227,13 @@ def resized_part(image, part, width, height):
         part: x_min, y_min, x_max, y_max, floats.
         width, height: of the result.
     """
+    scale = (part[2:] - part[:2]) / (width, height)
+    if scale.max() < 1.5:
+        # OpenCV reads 2x2 pixels, which is enough; and is the faster.
+        matrix = np.column_stack((np.diag(scale),
+                                  part[:2] + scale / 2 - 0.5))
+        return cv2.warpAffine(image, matrix, (width, height),
+                              flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     least, most = np.floor(part[:2]), np.ceil(part[2:])
     face = cut(image, *map(int, least), *map(int, most))
     return np.array(Image.fromarray(face).resize(

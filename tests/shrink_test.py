@@ -37,17 +37,18 @@ def test_only_images_with_pixels_to_spare_are_read_smaller():
 
 @pytest.mark.parametrize('turn', [0.0, 25.0])
 @pytest.mark.parametrize('flip', [0.1, 0.9])
+@pytest.mark.parametrize('size', [64, 96])  # resized by Pillow, by OpenCV
 @pytest.mark.parametrize('box', [(103, 96, 301, 309), (-40, 210, 171, 399)])
 def test_the_crop_of_a_smaller_image_lies_where_the_whole_ones_does(
-        turn, flip, box):
+        turn, flip, size, box):
     y, x = np.mgrid[:400, :400]
     whole = np.dstack([127 + 100 * np.sin(x / 40), 127 + 100 * np.cos(y / 30),
                        (x + y) / 4]).astype(np.uint8)
     half = whole.reshape(200, 2, 200, 2, 3).mean((1, 3)).round()
     draws = [*DRAWS[:3], flip, *DRAWS[4:]]
-    exact, _ = training_crop(whole, box, draws, 64, turn)
-    ours, flipped = training_crop(half.astype(np.uint8), box, draws, 64, turn,
-                                  shrink=2)
+    exact, _ = training_crop(whole, box, draws, size, turn)
+    ours, flipped = training_crop(half.astype(np.uint8), box, draws, size,
+                                  turn, shrink=2)
     assert flipped == (flip < 0.5)
     assert np.abs(exact.astype(int) - ours).mean() < 1
 
