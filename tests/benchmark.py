@@ -68,6 +68,8 @@ def parse(argv=None):
     parser.add_argument('--gpu', type=int, default=0, metavar='N',
                         help='GPU to run on, -1 for the CPU')
     parser.add_argument('--rounds', type=int, default=5, metavar='N')
+    parser.add_argument('--only', default='abcdefg', metavar='LETTERS',
+                        help='these parts alone, such as fg')
     parser.add_argument('--output', default='output/benchmark.json',
                         metavar='FILE')
     options = parser.parse_args(argv)
@@ -444,21 +446,24 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         data, names, filename_list = find_data(
             folder, os.environ.get('HEADPOSE_REAL_DATA'))
-        parts = [input_pipeline(data, filename_list, options),
-                 training_steps(options),
-                 epochs(data, filename_list, options), inference(options),
-                 mat_reading(data, filename_list, len(names), options)]
+        parts = {'a': input_pipeline(data, filename_list, options),
+                 'b': training_steps(options),
+                 'c': epochs(data, filename_list, options),
+                 'd': inference(options),
+                 'e': mat_reading(data, filename_list, len(names), options)}
         if MISSING:
             print(f'{MISSING} is not installed: no row (f), (g)')
         elif options.device == 'cpu':
-            parts += [runtimes(folder, options),
-                      shipped_exports(folder, options)]
-        for row in itertools.chain(*parts):
+            parts |= {'f': runtimes(folder, options),
+                      'g': shipped_exports(folder, options)}
+        for row in itertools.chain(*(
+                rows for letter, rows in parts.items()
+                if letter in options.only)):
             rows.append(row)
             print(f'  {row["what"]}: {row["here"]:.1f} {row["unit"]}',
                   flush=True)
-    table = pd.DataFrame(rows)[['what', 'here', 'original', 'unit', 'ratio',
-                                'note']]
+    table = pd.DataFrame(rows, columns=['what', 'here', 'original', 'unit',
+                                        'ratio', 'note'])
     print(table.to_string(index=False, na_rep='', float_format='%.2f'))
     for line in projections(rows):
         print(line)
