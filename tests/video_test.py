@@ -298,12 +298,14 @@ def test_addresses_are_read(call, tmp_path):
     assert status == 1 and 'rtsp://127.0.0.1:9/live: cannot be read' in err
 
 
+@pytest.mark.parametrize('camera', ['0', '/dev/video0'])
 def test_a_cameras_recording_lasts_as_long_as_it_lasted(monkeypatch, call,
-                                                        tmp_path):
+                                                        tmp_path, camera):
     class Capture:
         """A camera that claims 30 pictures a second and gives fewer."""
 
-        def __init__(self, _):
+        def __init__(self, source):
+            assert source in (0, '/dev/video0')  # as OpenCV wants it
             self.count = 0
 
         def isOpened(self):
@@ -323,7 +325,7 @@ def test_a_cameras_recording_lasts_as_long_as_it_lasted(monkeypatch, call,
     clock = [100.0]
     monkeypatch.setattr(cv2, 'VideoCapture', Capture)
     monkeypatch.setattr(time, 'monotonic', lambda: clock[0])
-    status, _, err = call('0', '--no_window')
+    status, _, err = call(camera, '--no_window')
     assert status == 0, err
     _, seconds, _ = read_clip(tmp_path / 'out' / 'camera0.mp4')
     assert seconds[-1] - seconds[0] == pytest.approx(2.0, abs=0.01)
