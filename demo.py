@@ -33,12 +33,10 @@ steadies a face's rotation over the frames.
 
 Faces are found by YuNet, fetched once from OpenCV's zoo, at several scales
 and turned; where it cannot be had, by OpenCV's cascades.  --detector yunet,
-cascades or FILE.onnx chooses.  Of 248 re-crops of AFLW2000's images (every
-eighth of those at hand) YuNet finds the faces of 245 and sees 6 more, some of
-them persons without a label; the cascades find 211 and see 14 more.  Of 100,
-ten at a time in a picture of 4032x3024, YuNet finds all, the cascades 62.
-The shipped network's error on 96 re-crops is 6.2 degrees with YuNet's boxes
-and 5.8 with the landmarks' (`python -m tests.detection`).
+cascades or FILE.onnx chooses.  Of 1,983 re-crops of AFLW2000's images YuNet
+finds the faces of 1,971; of 100, ten at a time in a picture of 4032x3024, all
+of them, the cascades 62.  tests/README.md has more figures, and what a found
+box costs in degrees.
 
 With crops of your own: --whole (each picture is a whole crop of one head, as
 loose as the test's), or --box x0,y0,x1,y1 (brows to chin).

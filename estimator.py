@@ -96,9 +96,15 @@ class OnnxNetwork:
         if not onnxruntime:
             raise InputError(f'{shown(path)}: needs onnxruntime: pip install '
                              'onnxruntime')
+        # Its threads would wait for work in a loop between two pictures, and
+        # take the cores from the detector: 0.15 s a picture instead of 0.12.
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry('session.intra_op.allow_spinning',
+                                         '0')
         try:
             with open(path, 'rb') as file:
-                self.session = onnxruntime.InferenceSession(file.read())
+                self.session = onnxruntime.InferenceSession(file.read(),
+                                                            options)
         except OSError as error:
             raise InputError(f'{shown(path)}: {error.strerror} (--snapshot)'
                              ) from None

@@ -56,10 +56,11 @@ def open_picture(path):
         raise unreadable(path, error) from None
     with open(path, 'rb') as file:
         head = file.read(12)
-    if head[4:8] == b'ftyp' and head[8:] in HEIF_BRANDS:
+    heic = head[4:8] == b'ftyp' and head[8:] in HEIF_BRANDS
+    if heic and not pillow_heif:
         raise InputError(f'{shown(path)}: HEIC needs another package: pip '
                          'install pillow-heif; or save it as JPEG')
-    if path.lower().endswith(PICTURES):
+    if heic or path.lower().endswith(PICTURES):
         raise InputError(f'{shown(path)}: cannot be read as a picture')
     return None
 

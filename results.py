@@ -227,17 +227,20 @@ def draw_heads(image, heads, cube=False, labels=None):
         labels: N numbers to write at the faces.
     """
     image = image.copy()
-    for row, (box, _, angles, _) in enumerate(zip(*heads)):
-        center, size = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max()
+    sizes = (heads.boxes[:, 2:] - heads.boxes[:, :2]).max(1)
+    for box, angles, size in zip(heads.boxes, heads.angles, sizes):
+        center = (box[:2] + box[2:]) / 2
         for color, width in ((0, 3), (255, 1)):
             corners = np.rint(box).astype(int).reshape(2, 2).tolist()
             cv2.rectangle(image, *corners, (color,) * 3, width)
         draw_pose(image, angles, center, size * (0.9 if cube else 0.6), cube)
+    # Last, so that no other face's box or axes cover them.
+    for row, (angles, size) in enumerate(zip(heads.angles, sizes)):
         lines = [f'{axis} {round(float(angle))}'
                  for axis, angle in zip(AXES, angles)]
         if labels is not None:
             lines.insert(0, f'#{labels[row]}')
-        write_lines(image, lines, box, size)
+        write_lines(image, lines, heads.boxes[row], size)
     return image
 
 

@@ -264,7 +264,8 @@ class Recorder:
         self.path = path
         self.moving = moving
         self.container = None  # until the first picture's size is known
-        self.last = -1
+        self.last = -1  # ticks: of the picture before
+        self.step = round(CLOCK / moving.rate)  # ticks from one to the next
 
     def open(self, shape):
         """Opens the file for pictures of a shape (H, W, 3)."""
@@ -274,7 +275,9 @@ class Recorder:
         self.stream = self.container.add_stream(
             'libx264',
             rate=Fraction(self.moving.rate).limit_denominator(1001),
-            options={'crf': '20', 'preset': 'veryfast'})
+            # Where frames refer to later ones, and lie out of their order,
+            # FFmpeg takes another one for the last, and its end for the end.
+            options={'crf': '20', 'preset': 'veryfast', 'bf': '0'})
         self.stream.width, self.stream.height = self.size
         self.stream.pix_fmt = 'yuv420p'
         self.stream.codec_context.time_base = Fraction(1, CLOCK)
@@ -300,9 +303,18 @@ class Recorder:
             image = cv2.resize(image, self.size)
         frame = av.VideoFrame.from_ndarray(image, 'bgr24')
         # Two frames of one time are one too many for an MP4.
-        frame.pts = self.last = max(self.last + 1, round(seconds * CLOCK))
+        frame.pts = max(self.last + 1, round(seconds * CLOCK))
         frame.time_base = Fraction(1, CLOCK)
-        self.container.mux(self.stream.encode(frame))
+        if self.last >= 0:
+            self.step = frame.pts - self.last
+        self.last = frame.pts
+        self.mux(self.stream.encode(frame))
+
+    def mux(self, packets):
+        """Writes packets; the last one lasts as long as the one before."""
+        for packet in packets:
+            packet.duration = self.step
+            self.container.mux(packet)
 
     def hear(self):
         """Writes the sound that has been read so far."""
@@ -316,7 +328,7 @@ class Recorder:
         self.hear()
         if self.sound:
             self.sound.finish()
-        self.container.mux(self.stream.encode())
+        self.mux(self.stream.encode())
         self.container.close()
 
 

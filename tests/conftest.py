@@ -1,9 +1,13 @@
 """What the tests share: the rendered sample, real pairs, and the scripts."""
 import csv
+import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import cv2
@@ -18,6 +22,11 @@ from shufflenet import ShuffleNet
 from tests import sample_data
 
 YUNET = 'face_detection_yunet_2023mar_fixed640.onnx'  # in shared weights
+CHROMIUM = shutil.which('chromium')
+CHROMIUM_OPTIONS = (
+    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic',
+    '--no-first-run', '--disable-background-networking',
+    '--disable-component-update', '--disable-sync')
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 64  # pixels: of the crops, where a test trains
 TEST_LINE = re.compile(
@@ -125,6 +134,41 @@ def pictures(sample, tmp_path):
         cv2.imwrite(str(folder / f'{number}.png'), image)
     (folder / 'notes.txt').write_text('not a picture')
     return folder
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Opens a page in Chromium until its console says END and some JSON.
+
+    Returns these, and a list of all that the console said before.
+    """
+    if not CHROMIUM:
+        pytest.skip('there is no Chromium here')
+
+    def look(page):
+        said = []
+        process = subprocess.Popen(
+            [CHROMIUM, *CHROMIUM_OPTIONS, '--enable-logging=stderr',
+             '--remote-debugging-port=0',  # it stays until it is ended
+             f'--user-data-dir={tmp_path}/profile', page.as_uri()],
+            stderr=subprocess.PIPE, text=True, errors='replace',
+            start_new_session=True)
+        timer = threading.Timer(120, process.kill)
+        timer.start()
+        try:
+            for line in process.stderr:
+                if ':CONSOLE:' not in line:
+                    continue
+                text = line.split('"', 1)[1].rsplit('", source:', 1)[0]
+                if text.startswith('END '):
+                    return json.loads(text.removeprefix('END ')), said
+                said.append(text)
+            raise AssertionError(f'the page did not end: {said}')
+        finally:
+            timer.cancel()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    return look
 
 
 def rows(folder):

@@ -13,6 +13,7 @@ import datasets
 import demo
 import detect
 import estimator
+import results
 from checkpoint import load_network
 from detect import whole_box
 from hopenet import decode, normalize
@@ -83,6 +84,31 @@ def test_the_angles_of_a_whole_picture_stand_inside_it(grey):
     assert (drawn[0] == grey).all()  # nothing is cut off at the top
     assert (drawn == 255).all(2).any() and (drawn == 0).all(2).any()
     assert (image == grey).all()  # a copy
+
+
+def test_lines_say_what_they_are_and_no_other_face_covers_them(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(results, 'draw_pose',
+                        lambda *_: drawn.append('axes'))
+    monkeypatch.setattr(results, 'write_lines',
+                        lambda image, lines, *_: drawn.append(lines))
+    heads = make_heads([50, 50, 99, 99], [90, 60, 150, 120], yaw=-79.6)
+    draw_heads(np.zeros((200, 200, 3), np.uint8), heads, labels=[4, 7])
+    assert drawn == ['axes', 'axes'] + [
+        [number, 'yaw -80', 'pitch 0', 'roll 0'] for number in ('#4', '#7')]
+
+
+def test_the_least_score_reaches_the_detector(run, snapshot, pictures,
+                                              tmp_path, monkeypatch):
+    def make(*options):
+        asked.append(options)
+        return detect.make_detector('cascades')
+    asked = []
+    monkeypatch.setattr(demo, 'make_detector', make)
+    for more in (), ('--detector', 'yunet', '--min_score', '0.3'):
+        assert run(pictures, '--snapshot', snapshot, '--output', tmp_path,
+                   '--overwrite', *more)[0] == 0
+    assert asked == [(None, None, False, 0.6), ('yunet', None, False, 0.3)]
 
 
 def test_several_faces_bear_their_numbers(run, snapshot, pictures, tmp_path,

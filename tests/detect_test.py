@@ -20,6 +20,7 @@ from detect import (Cascades, InputError, Tracker, YuNet, distinct,
                     whole_box)
 from pose import rotation_matrix
 from tests.conftest import ROOT
+from tests.detection import Count, Kept
 from transforms import PROTOCOL_K, PROTOCOL_SIDE, expand_box
 
 
@@ -210,6 +211,35 @@ def test_without_yunet_the_cascades_look_and_a_line_says_so(zoo, capsys):
     zoo.unlink()
     assert isinstance(make_detector(), Cascades)
     assert isinstance(make_detector('cascades'), Cascades)
+
+
+# ------------------------------------------------------- what is measured
+
+def test_what_was_found_is_kept(tmp_path):
+    def make():
+        made.append(1)
+        return lambda image: (np.array([[1.234567, 2, 3, image]]), None)
+    made, path = [], str(tmp_path / 'new' / 'boxes.json')
+    kept = Kept(make, path)
+    assert kept('a', 4).tolist() == kept('a', 9).tolist() == [[1.23, 2, 3, 4]]
+    kept.write()
+    again = Kept(make, path)
+    assert again('a', 9).tolist() == [[1.23, 2, 3, 4]]
+    assert len(made) == 1  # not even made where it need not look
+    assert again('b', 5).tolist() == [[1.23, 2, 3, 5]]
+    empty = Kept(lambda: lambda image: (np.empty((0, 4)), None))
+    assert empty('a', 0).shape == (0, 4)
+
+
+def test_found_missed_and_false_faces_are_counted():
+    faces = [((70.0, 0, 0), np.array([0, 0, 10, 10])),
+             ((5.0, 0, 0), np.array([50, 0, 60, 10]))]
+    count = Count()
+    count.add(np.array([[1.0, 0, 11, 10], [90, 0, 99, 9]]), faces)
+    assert (count.found, count.missed, count.false) == (1, 1, 1)
+    count.add(np.empty((0, 4)), faces)
+    assert (count.found, count.missed, count.false) == (1, 3, 1)
+    assert list(count.by_yaw.values()) == [2, 0, 1]
 
 
 # --------------------------------------------------------------- real faces

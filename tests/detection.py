@@ -1,18 +1,26 @@
 """Measures what detect.py finds, and what its boxes cost in degrees.
 
-    python -m tests.detection DATA --yunet FILE.onnx
+    python -m tests.detection DATA --yunet FILE.onnx --keep DIR
 
 DATA holds faces68/ (photographs with 68 landmarks in 300W-LP's layout) and
 AFLW2000_recropped/.  Printed are the margins of the face in YuNet's box, the
 faces that YuNet and the cascades find, miss and see where none is labelled
 (another person in the picture counts as such, too), on the re-crops, on ten
 of them at a time, unscaled, in a picture of 4032 x 3024, and on one enlarged
-to its whole height; and the shipped network's error with YuNet's boxes and
-the landmarks' on the same re-crops.
+to its whole height; and a network's error with YuNet's boxes and the
+landmarks' on the same re-crops.
+
+What is found is kept in DIR.  For another network the detector then need not
+look again:
+
+    python -m tests.detection DATA --yunet FILE.onnx --keep DIR --part errors
+
+It holds for the detect.py that found it; after a change there, empty DIR.
 """
 import argparse
 import contextlib
 import glob
+import json
 import os
 
 import cv2
@@ -22,6 +30,7 @@ from datasets import DataError, face_box, read_mat
 from detect import Cascades, YuNet, overlap
 from estimator import Estimator, load
 from options import SHIPPED
+from pictures import whole_file
 from pose import AXES, beyond_range
 
 CANVAS = (3024, 4032)  # pixels: height and width of a 12-megapixel picture
@@ -69,6 +78,40 @@ def print_margins(data, yunet, every):
           f'to {high}', flush=True)
 
 
+class Kept:
+    """A detector whose boxes are kept in a file, by the pictures' names.
+
+    Args:
+        detector: a function that makes it, where it has to look.
+        path: of the file; None keeps nothing.
+    """
+
+    def __init__(self, detector, path=None):
+        self.make = detector
+        self.detector = None
+        self.path = path
+        self.boxes = {}
+        if path and os.path.exists(path):
+            with open(path, encoding='utf-8') as file:
+                self.boxes = json.load(file)
+
+    def __call__(self, name, image):
+        """Returns the boxes (N, 4) in a picture, as poses.csv notes them."""
+        if name not in self.boxes:
+            self.detector = self.detector or self.make()
+            self.boxes[name] = self.detector(image)[0].round(2).tolist()
+            if len(self.boxes) % 100 == 0:
+                self.write()
+        return np.array(self.boxes[name]).reshape(-1, 4)
+
+    def write(self):
+        """Writes the file."""
+        if self.path:
+            with whole_file(self.path) as path:
+                with open(path, 'w', encoding='utf-8') as file:
+                    json.dump(self.boxes, file)
+
+
 class Count:
     """Counts a detector's faces: found, missed, false; misses by |yaw|."""
 
@@ -96,8 +139,15 @@ class Count:
                 f'{misses}), {self.false} where no face is labelled')
 
 
+def recrops(found):
+    """Yields each re-crop's name, the picture, and the face in it."""
+    for path, angles, box in found:
+        yield os.path.basename(path), cv2.imread(path), [(angles, box)]
+
+
 def canvases(found):
-    """Yields pictures of CANVAS, and the faces (angles, box) in each."""
+    """Yields a name, a picture of CANVAS, and the faces (angles, box) in it.
+    """
     for start in range(0, len(found) - FACES + 1, FACES):
         canvas = np.full((*CANVAS, 3), 128, np.uint8)
         faces = []
@@ -108,45 +158,49 @@ def canvases(found):
             x, y = 150 + x * 1000 + 60 * y, 150 + y * 1000
             canvas[y:y + len(image), x:x + image.shape[1]] = image
             faces.append((angles, box + (x, y, x, y)))
-        yield canvas, faces
+        yield f'ten from {os.path.basename(found[start][0])}', canvas, faces
 
 
 def enlarged(found):
-    """Yields a re-crop that fills a picture's height, and its face."""
+    """Yields a name, a re-crop that fills a picture's height, and its face.
+    """
     for path, angles, box in found:
         image = cv2.imread(path)
         scale = CANVAS[0] / len(image)
-        yield (cv2.resize(image, None, fx=scale, fy=scale),
+        yield (f'large {os.path.basename(path)}',
+               cv2.resize(image, None, fx=scale, fy=scale),
                [(angles, box * scale)])
 
 
-def print_found(name, detector, pictures):
-    """Prints what a detector finds in pictures with known faces."""
+def print_found(title, detector, pictures):
+    """Prints what a `Kept` detector finds in pictures with known faces."""
     count, total = Count(), 0
-    for image, faces in pictures:
-        count.add(detector(image)[0], faces)
+    for name, image, faces in pictures:
+        count.add(detector(name, image), faces)
         total += len(faces)
-    print(f'{name}: {total} faces: {count}', flush=True)
+    detector.write()
+    print(f'{title}: {total} faces: {count}', flush=True)
 
 
-def print_errors(found, estimate):
+def print_errors(found, detector, network):
     """Prints the error with detected boxes and with the landmarks'.
 
     Args:
         found: path, angles and box of each picture.
-        estimate: an `Estimator`.
+        detector: a `Kept` one.
+        network: see `estimator.load`.
     """
-    errors = []
-    for path, angles, box in found:
+    estimate, errors = Estimator(None, network), []
+    for name, image, ((angles, box),) in recrops(found):
         if beyond_range(angles):
             continue
-        image = cv2.imread(path)
-        boxes, _ = estimate.detector(image)
+        boxes = detector(name, image)
         index = best(box, boxes)
         if index is not None:
             both, _ = estimate.angles(image,
                                       np.stack((boxes[index], box)))
             errors.append(np.abs(both - angles))
+    detector.write()
     for name, mean in zip(('detected boxes', "landmarks' boxes"),
                           np.mean(errors, axis=0)):
         print(f'{name}, {len(errors)} re-crops: ' + ', '.join(
@@ -159,9 +213,7 @@ def print_detector(name, detector, found, few):
     print_found(f'{name}, ten in a picture of 4032x3024', detector,
                 canvases(few))
     print_found(f'{name}, filling 3024 pixels', detector, enlarged(few[::4]))
-    print_found(f'{name}, re-crops', detector,
-                ((cv2.imread(path), [(angles, box)])
-                 for path, angles, box in found))
+    print_found(f'{name}, re-crops', detector, recrops(found))
 
 
 def main():
@@ -176,19 +228,23 @@ def main():
         help='default: all of them')
     add('--every', type=int, default=1, metavar='N',
         help='look at every Nth re-crop')
+    add('--keep', metavar='DIR', help='keep what is found there')
+    add('--snapshot', default=SHIPPED, metavar='FILE',
+        help='the network; default: ' + SHIPPED)
     options = parser.parse_args()
     found = list(pairs(os.path.join(options.data, 'AFLW2000_recropped',
                                     '*.mat')))
     few = found[::max(1, len(found) // 100)][:100]
     found = found[::options.every]
+    yunet, cascades = (
+        Kept(make, options.keep and os.path.join(options.keep, name))
+        for make, name in ((lambda: YuNet(options.yunet), 'yunet.json'),
+                           (Cascades, 'cascades.json')))
     parts = {
         'margins': lambda: print_margins(options.data, options.yunet, 4),
-        'yunet': lambda: print_detector('YuNet', YuNet(options.yunet), found,
-                                        few),
-        'cascades': lambda: print_detector('cascades', Cascades(), found,
-                                           few),
-        'errors': lambda: print_errors(
-            found, Estimator(YuNet(options.yunet), load(SHIPPED)))}
+        'yunet': lambda: print_detector('YuNet', yunet, found, few),
+        'cascades': lambda: print_detector('cascades', cascades, found, few),
+        'errors': lambda: print_errors(found, yunet, load(options.snapshot))}
     for name in [options.part] if options.part else parts:
         parts[name]()
 

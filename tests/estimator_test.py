@@ -128,7 +128,9 @@ def test_what_onnx_files_say_of_themselves(tmp_path, monkeypatch):
     class Session:
         """What onnxruntime says of a file."""
 
-        def __init__(self, _):
+        def __init__(self, _, options):
+            assert options.get_session_config_entry(
+                'session.intra_op.allow_spinning') == '0'
             self.custom_metadata_map = said
 
         def get_modelmeta(self):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pictures
 from detect import InputError
 from pictures import (is_animation, open_picture, read_pixels, whole_file,
                       write_jpeg)
@@ -38,7 +39,7 @@ def test_stills_of_any_format_and_name(tmp_path, scene, name, kind,
                   - scene).mean() <= tolerance
 
 
-@pytest.mark.parametrize('kind', ['JPEG', 'TIFF', 'PNG', 'WEBP'])
+@pytest.mark.parametrize('kind', ['JPEG', 'TIFF', 'PNG', 'WEBP', 'AVIF'])
 def test_pictures_stand_as_their_exif_says(tmp_path, scene, kind):
     for orientation, turns in ((6, -1), (8, 1), (3, 2)):
         exif = Image.Exif()
@@ -48,6 +49,28 @@ def test_pictures_stand_as_their_exif_says(tmp_path, scene, kind):
         image = read(tmp_path / 'x')[..., ::-1]
         assert image.shape == upright.shape
         assert np.abs(image.astype(int) - upright).mean() < 12
+
+
+def test_heic_is_read_as_the_still_that_it_is(tmp_path, scene):
+    pytest.importorskip('pillow_heif', reason='HEIC needs pillow-heif')
+    for name in 'x.heic', 'x.HEIF', 'x':
+        for orientation, turns in ((1, 0), (6, -1), (8, 1), (3, 2)):
+            picture = Image.fromarray(scene)
+            picture.getexif()[274] = orientation  # written as telephones do
+            picture.save(tmp_path / name, 'HEIF', save_all=True,
+                         append_images=[Image.new('RGB', (60, 40))])
+            with open_picture(str(tmp_path / name)) as picture:
+                assert not is_animation(name, picture)
+            upright = np.rot90(scene, turns)
+            image = read(tmp_path / name)[..., ::-1]
+            assert image.shape == upright.shape
+            assert np.abs(image.astype(int) - upright).mean() < 4
+    path = tmp_path / 'x.heic'
+    Image.fromarray(scene).save(path)
+    for size in path.stat().st_size - 10, 60:
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(InputError, match='x.heic: cannot be read'):
+            read(path)
 
 
 @pytest.mark.parametrize('kind, ending, pixels', [
@@ -111,8 +134,6 @@ def test_damage_inside_a_jpeg_is_named(tmp_path):
 @pytest.mark.parametrize('name, content, message', [
     ('x.jpg', b'', 'cannot be read as a picture'),
     ('x.png', b'text', 'cannot be read as a picture'),
-    ('x.heic', b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', 'pillow-heif'),
-    ('x', b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', 'pillow-heif'),
     ('x.png', b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0\x08\2\0\0\0'
      b'\x7f\x66\xb2\x11', 'pixels|cannot be read')])
 def test_what_is_no_picture_is_named(tmp_path, name, content, message):
@@ -121,6 +142,20 @@ def test_what_is_no_picture_is_named(tmp_path, name, content, message):
     with pytest.raises(InputError, match=message) as error:
         read(path)
     assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['x.heic', 'x.jpg', 'x'])
+def test_heic_without_its_package_is_refused_by_name(tmp_path, monkeypatch,
+                                                     name):
+    path = tmp_path / name
+    path.write_bytes(b'\0\0\0\x18ftypheic\0\0\0\0mif1heic')
+    monkeypatch.setattr(pictures, 'pillow_heif', None)
+    with pytest.raises(InputError, match=f'{name}: .* pillow-heif'):
+        read(path)
+    # With it, the file is damaged.
+    monkeypatch.setattr(pictures, 'pillow_heif', 'here')
+    with pytest.raises(InputError, match=f'{name}: cannot be read'):
+        read(path)
 
 
 def test_animations_are_told_from_stills(tmp_path, scene):

@@ -17,14 +17,14 @@ import report
 import test_shufflenet
 from engine import Evaluation
 from shufflenet import ShuffleNet
-from tests.conftest import SIZE, TEST_LINE
+from tests.conftest import CHROMIUM, CHROMIUM_OPTIONS, SIZE, TEST_LINE
 
 NASTY = '<b>a & "b"'  # a file's name may be HTML
-CHROMIUM = shutil.which('chromium')
-CHROMIUM_OPTIONS = [
-    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic',
-    '--no-first-run', '--disable-background-networking',
-    '--disable-component-update', '--disable-sync']
+# What a page tells the fixture `browser`, whatever went wrong in it.
+PICTURES_SHOWN = '''<script>
+addEventListener('load', () => console.log('END ' + JSON.stringify(
+    [...document.images].map(image => image.naturalWidth))));
+</script>'''
 
 
 class Page(HTMLParser):
@@ -216,8 +216,7 @@ def test_third_party_weights_are_reported_with_their_error(real, run,
     assert 3.75 < numbers['rotation']['geodesic_mean'] < 7.5
 
 
-@pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium here')
-def test_a_browser_shows_the_report(sample, run, tmp_path):
+def test_a_browser_shows_the_report(sample, run, tmp_path, browser):
     status, _, err = run(test_shufflenet, *report_options(
         sample / 'AFLW2000', tmp_path, '--snapshot',
         snapshot(tmp_path / 'x.pkl')))
@@ -234,6 +233,15 @@ def test_a_browser_shows_the_report(sample, run, tmp_path):
     # Text, plots and faces: many colours, and no third that is all white.
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
     assert all((part < 200).any() for part in np.array_split(pixels, 3))
+    # The same page says that all its pictures are there, and nothing else.
+    text = (tmp_path / 'report.html').read_text('utf-8')
+    (tmp_path / 'same.html').write_text(text + PICTURES_SHOWN, 'utf-8')
+    widths, said = browser(tmp_path / 'same.html')
+    assert len(widths) == 1 + 9 and all(widths) and not said
+    # It would say what is wrong.
+    (tmp_path / 'bad.html').write_text(
+        f'<img src="no.jpg"><script>throw "no"</script>{PICTURES_SHOWN}')
+    assert browser(tmp_path / 'bad.html') == ([0], ['Uncaught no'])
 
 
 # --------------------------------------------------------------- its numbers

@@ -22,6 +22,15 @@ from tests.conftest import YUNET, rows
 from video import Film, Recorder
 
 SIZE = (96, 128)  # pixels: height and width of the tests' clips
+# Plays a video, and tells the fixture `browser` how it went.
+PLAYER = '''<!DOCTYPE html><title>x</title>
+<video src="%s" muted autoplay></video><script>
+const video = document.querySelector('video');
+for (const event of ['ended', 'error'])
+  video.addEventListener(event, () => console.log('END ' + JSON.stringify(
+      [event, video.readyState, video.videoWidth, video.videoHeight,
+       video.duration])));
+</script>'''
 
 
 @pytest.fixture
@@ -107,6 +116,8 @@ def test_video_keeps_times_size_and_every_frame(call, tmp_path):
         assert np.argmin(apart) == number
     # What a browser plays: H.264, 4:2:0, and the index first.
     assert kind == ('h264', 'yuv420p')
+    with av.open(str(target)) as container:  # the last as long as one before
+        assert container.duration / av.time_base == pytest.approx(2, abs=0.01)
     data = target.read_bytes()
     assert data.index(b'moov') < data.index(b'mdat')
     table = rows(tmp_path / 'out')
@@ -167,6 +178,26 @@ def test_the_sound_is_kept(call, tmp_path, ending, codec, sound, kept):
             for frame in container.decode(stream)])
     assert abs(len(samples) / 8000 - 1) < 0.3
     assert np.abs(samples).mean() > 0
+
+
+def test_a_browser_plays_the_video(call, tmp_path, browser):
+    times = [0, 0.04, 0.08, 0.32, 0.36, 1.0, 1.48]
+    source = write_clip(tmp_path / 'clip.mkv', times, codec='mpeg4',
+                        sound='flac')
+    status, _, err = call(source)
+    assert status == 0, err
+
+    def play(path):
+        (tmp_path / 'player.html').write_text(PLAYER % path.as_uri())
+        return browser(tmp_path / 'player.html')
+    (event, state, width, height, seconds), said = play(
+        tmp_path / 'out' / 'clip.mp4')
+    assert (event, state) == ('ended', 4) and not said  # 4: it has enough
+    assert (height, width) == SIZE
+    assert seconds == pytest.approx(1.96, abs=0.01)
+    # It would say so: this codec is none that it plays.
+    other = write_clip(tmp_path / 'other.mp4', [0, 0.04], codec='mpeg4')
+    assert play(other)[0][:2] == ['error', 0]
 
 
 # --------------------------------------------------------------- what is read
@@ -267,12 +298,14 @@ def test_addresses_are_read(call, tmp_path):
     assert status == 1 and 'rtsp://127.0.0.1:9/live: cannot be read' in err
 
 
+@pytest.mark.parametrize('camera', ['0', '/dev/video0'])
 def test_a_cameras_recording_lasts_as_long_as_it_lasted(monkeypatch, call,
-                                                        tmp_path):
+                                                        tmp_path, camera):
     class Capture:
         """A camera that claims 30 pictures a second and gives fewer."""
 
-        def __init__(self, _):
+        def __init__(self, source):
+            assert source in (0, '/dev/video0')  # as OpenCV wants it
             self.count = 0
 
         def isOpened(self):
@@ -292,7 +325,7 @@ def test_a_cameras_recording_lasts_as_long_as_it_lasted(monkeypatch, call,
     clock = [100.0]
     monkeypatch.setattr(cv2, 'VideoCapture', Capture)
     monkeypatch.setattr(time, 'monotonic', lambda: clock[0])
-    status, _, err = call('0', '--no_window')
+    status, _, err = call(camera, '--no_window')
     assert status == 0, err
     _, seconds, _ = read_clip(tmp_path / 'out' / 'camera0.mp4')
     assert seconds[-1] - seconds[0] == pytest.approx(2.0, abs=0.01)
