@@ -20,9 +20,11 @@ BACKBONES = ('shufflenet', 'mobilenet_v2', 'mobilenet_v3_large',
 # The spellings in use: the releases', the document's and HopeNet's options.
 DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
             '300W_LP': '300W_LP', '300W-LP': '300W_LP',
-            'Pose_300W_LP': '300W_LP'}
+            'Pose_300W_LP': '300W_LP', 'BIWI': 'BIWI'}
 # What follows from the options and the machine.
 DERIVED = {'device', 'rank', 'world'}
+LABELS = {'metavar': 'FILE.csv', 'help': "a table of your own images, boxes "
+          'and angles instead of .mat files; see labels.py'}
 
 
 def number(kind, low, high=math.inf):
@@ -82,11 +84,16 @@ def sibling(output, ending):
     return str(output).removesuffix('.pkl') + ending
 
 
-def new_parser(description):
-    """Returns a parser of what all scripts have in common."""
-    parser = argparse.ArgumentParser(
+def plain_parser(description):
+    """Returns a parser that shows a script's docstring as it is."""
+    return argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def new_parser(description):
+    """Returns a parser of what all scripts have in common."""
+    parser = plain_parser(description)
     parser.add_argument(
         '--gpu', type=number(int, -1), default=0, metavar='N',
         help='GPU to run on, -1 for the CPU; default: 0, or the CPU')
@@ -100,7 +107,8 @@ def base_parser(description, data_dir, batch_size=32):
     add('--data_dir', default=data_dir, metavar='DIR',
         help=f'folder of the data set; default: {data_dir}')
     add('--filename_list', metavar='FILE',
-        help='default: filename_list.txt in the data folder')
+        help='default: filename_list.txt in the data folder, or all --labels')
+    add('--labels', **LABELS)
     add('--batch_size', type=number(int, 1), default=batch_size, metavar='N')
     add('--landmarks', choices=('visible', 'raw'), default='visible',
         help="box around AFLW2000's visible landmarks, or (the published "
@@ -110,6 +118,14 @@ def base_parser(description, data_dir, batch_size=32):
         help='processes that load images; default: the cores, at most 8 for '
         'each process that trains')
     return parser
+
+
+def check_boxes(parser, options):
+    """Ends the script where a data set has no boxes of its own."""
+    if options.dataset == 'BIWI' and not options.labels:
+        parser.error('argument --dataset: BIWI has no face boxes; --labels '
+                     "takes Opal23's, annotations/biwi_ann.txt of "
+                     'https://github.com/pcr-upm/opal23_headpose')
 
 
 def training_parser(description, network):
@@ -243,6 +259,8 @@ def evaluation_parser(description, snapshot):
         f'HopeNet; default: {snapshot}')
     add('--image_size', type=number(int, 64), metavar='PIXELS',
         help='default: what the checkpoint was trained at, or 224')
+    add('--protocol', choices=('ours', 'hopenet', 'fsanet'), default='ours',
+        help="BIWI: crop as HopeNet's or FSA-Net's code does; default: ours")
     add('--flip', action='store_true',
         help='give the mean rotation of each crop and of its mirror image')
     add('--predictions', metavar='FILE.csv',
@@ -287,7 +305,10 @@ def parse_training(description, network, argv=None):
 def parse_evaluation(description, network, argv=None):
     """Parses the command line of a testing script; see `parse_training`."""
     parser = evaluation_parser(description, CHECKPOINTS[network])
-    return with_processes(parser, parser.parse_args(argv))
+    options = with_processes(parser, parser.parse_args(argv))
+    if options.protocol != 'ours' and options.dataset != 'BIWI':
+        parser.error('argument --protocol: is for --dataset BIWI')
+    return options
 
 
 def with_processes(parser, options):
@@ -300,7 +321,8 @@ def with_processes(parser, options):
     if options.dataset not in DATASETS:
         parser.error(f'argument --dataset: {options.dataset!r} is none of '
                      + ', '.join(DATASETS))
-    if options.filename_list is None:
+    check_boxes(parser, options)
+    if options.filename_list is None and not options.labels:
         options.filename_list = os.path.join(options.data_dir,
                                              'filename_list.txt')
     options.rank = int(os.environ.get('RANK', 0))
@@ -330,12 +352,11 @@ def arguments(function, options):
 
 def parse_filenames(description, argv=None):
     """Parses the command line of filename_generator.py."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(description)
     add = parser.add_argument
-    add('--dataset', required=True, choices=DATASETS, metavar='NAME',
+    add('--dataset', choices=DATASETS, metavar='NAME',
         help=', '.join(DATASETS))
+    add('--labels', **LABELS)
     add('--dataset_path', metavar='DIR',
         help='its folder; default: data/NAME')
     add('--output', metavar='FILE',
@@ -346,14 +367,16 @@ def parse_filenames(description, argv=None):
         help='leave unusable files out instead of stopping')
     add('--workers', type=number(int, 1), default=cores(),
         metavar='N', help='processes; default: the cores')
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    check_boxes(parser, options)
+    if not (options.dataset or options.labels and options.dataset_path):
+        parser.error('--dataset is needed, or --labels and --dataset_path')
+    return options
 
 
 def parse_report(description, argv=None):
     """Parses the command line of report.py."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(description)
     commands = parser.add_subparsers(dest='command', required=True)
     compare = commands.add_parser(
         'compare', help='say which of two reports is better on their common '
@@ -411,9 +434,7 @@ def parse_demo(description, argv=None):
 
 def parse_export(description, argv=None):
     """Parses export.py's command line; returns the options."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(description)
     add = parser.add_argument
     add('path', metavar='FILE', help='.onnx or .pt2 file to write')
     add('--snapshot', default=SHIPPED, metavar='FILE',
