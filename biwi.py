@@ -21,6 +21,15 @@ an empty line, and the head's centre in millimetres.  Turned to axes of ours
 (natanielruiz/deep-head-pose, code/datasets.py, class BIWI) and FSA-Net's
 (shamangary/FSA-Net, data/TYY_create_db_biwi.py).
 
+Beside the test line stand the frames left out, the mean rotation error, and
+all errors after alignment by sequence, as Opal23 has it (`pose.aligned`).
+Compare their rotation errors; of the MAE of Euler angles there is one for
+each order of turning, and here it is this project's, and HopeNet's.
+
+Three crops: `--protocol ours` is the test crop of AFLW2000, HopeNet's and
+FSA-Net's are described at `transforms.protocol_crop`.  FSA-Net leaves frames
+out whose box jumps by 80 pixels; here the table decides.
+
 The 70/30 protocol trains on 16 of the 24 sequences and tests on 8, three
 times.  HopeNet's lists were never published, FSA-Net draws without a seed,
 and neither minds that 4 of the 20 people were recorded twice.  Ours are fixed

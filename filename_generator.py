@@ -310,6 +310,25 @@ def default_path(dataset):
     return next(filter(os.path.isdir, spellings), spellings[0])
 
 
+def list_path(folder, output, labels):
+    """Returns where the list goes.
+
+    Args:
+        folder: of the data set.
+        output: what was asked for, or None.
+        labels: the table, or None.
+
+    Raises:
+        DataError: it would replace what it is made of.
+    """
+    path = output or os.path.join(folder, 'filename_list.txt')
+    if os.path.splitext(path)[1].lower() in (*ENDINGS, '.mat'):
+        raise fault(path, 'a list would replace an image or its labels')
+    if labels and os.path.realpath(path) == os.path.realpath(labels):
+        raise fault(path, 'the list would replace the table of labels')
+    return path
+
+
 def generate(options, stop=()):
     """Checks the folder and writes the list; returns the names in it.
 
@@ -325,9 +344,7 @@ def generate(options, stop=()):
     folder = options.dataset_path or default_path(dataset)
     if not os.path.isdir(folder):
         raise fault(folder, 'no such folder (--dataset_path)')
-    path = options.output or os.path.join(folder, 'filename_list.txt')
-    if os.path.splitext(path)[1].lower() in (*ENDINGS, '.mat'):
-        raise fault(path, 'a list would replace an image or its labels')
+    path = list_path(folder, options.output, options.labels)
     if options.labels:
         pairs, bad = find_rows(folder, dataset, options.labels)
     else:

@@ -28,7 +28,8 @@ that column names decide, as they do for 300W-LP (`datasets.photograph`).
 
 The list that Opal23 publishes for BIWI (github.com/pcr-upm/opal23_headpose,
 annotations/biwi_ann.txt) is read as it is: a # before the names of the
-columns, yaw with the opposite sign.
+columns, yaw with the opposite sign.  With `--dataset BIWI` only its boxes
+are taken, see biwi.py.
 """
 import csv
 import hashlib
