@@ -15,7 +15,7 @@ import math
 import os
 import sys
 
-from options import parse_report
+from tool_options import parse_report
 
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_report(__doc__)

@@ -4,6 +4,7 @@ import random
 import re
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -324,7 +325,7 @@ def test_fsanets_margin_ends_with_the_picture():
     image = (image % 251).astype(np.uint8)
     crop = transforms.fsanet_crop(image, (-10, 5, 120, 200), 64)
     np.testing.assert_array_equal(
-        crop, transforms.cv2.resize(image, (64, 64)))
+        crop, cv2.resize(image, (64, 64)))
 
 
 # --------------------------------------------------------------- the figures
