@@ -105,6 +105,14 @@ def test_the_angles_are_hopenets(pose_file):
                                    hopenets_angles(matrix), atol=1e-9)
 
 
+@pytest.mark.parametrize('angles', [(20, -10, 5), (90, 30, 0), (-90, 5, 9)])
+def test_the_angles_give_the_rotation_back(pose_file, angles):
+    # At 90 degrees of yaw, too, where others' numbers do as well.
+    found = biwi.read_pose(pose_file(biwi_data.pose_text(angles)))
+    np.testing.assert_allclose(pose.rotation_matrix(found),
+                               pose.rotation_matrix(angles), atol=1e-5)
+
+
 @pytest.mark.parametrize('content, message', [
     ('', 'expected a rotation matrix'),
     (REAL_POSE[:60], 'expected a rotation matrix'),
