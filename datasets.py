@@ -45,6 +45,9 @@ class Annotations(NamedTuple):
     angles: np.ndarray  # (N, 3) float32, degrees: yaw, pitch, roll
     boxes: np.ndarray   # (N, 4) float64, pixels: x_min, y_min, x_max, y_max
     images: list        # N strings: the names with their image's extension
+    groups: list = None  # N strings: what a split keeps together; or None
+    table: str = None    # start of the SHA-256 of the table they come from
+    frames: dict = None  # BIWI: frames in the folder, by sequence
 
 
 # ------------------------------------------------------------ names and bytes
@@ -343,7 +346,7 @@ def read_list_lines(path):
     first = {}
     for row, (number, line) in enumerate(lines):
         name = os.path.normpath(line)
-        if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir:
+        if leaves_folder(name):
             raise fault(path, f'line {number}: {shown(line)} lies outside '
                         'the data folder, which names are relative to')
         if name in first:
@@ -352,6 +355,11 @@ def read_list_lines(path):
         first[name] = number
         lines[row] = number, name
     return lines
+
+
+def leaves_folder(name):
+    """Says whether a normalised path leads out of the data folder."""
+    return os.path.isabs(name) or name.split(os.sep)[0] == os.pardir
 
 
 def listed_images(data_dir, filename_list):

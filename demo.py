@@ -51,7 +51,7 @@ import contextlib
 import os
 import sys
 
-from options import parse_demo
+from tool_options import parse_demo
 
 if __name__ == '__main__':  # --help and mistakes do not wait for the rest
     parse_demo(__doc__)

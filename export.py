@@ -42,7 +42,7 @@ import itertools
 import os
 import sys
 
-from options import parse_export
+from tool_options import parse_export
 
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_export(__doc__)

@@ -2,11 +2,18 @@
 
     python filename_generator.py --dataset AFLW2000
     python filename_generator.py --dataset 300W-LP --dataset_path data/300W-LP
+    python filename_generator.py --labels mine.csv --dataset_path pictures
+    python filename_generator.py --dataset BIWI --labels biwi_ann.txt
 
 The list holds one name a line, sorted, without extension; an image is a .jpg,
 .jpeg or .png beside its .mat.  Both are read as strictly as training and test
 read them, and what is damaged is named.  Images with an angle beyond +-99
 degrees are left out; AFLW2000 then has 1,969 of 2,000.
+
+With --labels a table takes the place of the .mat files: labels.py says how it
+looks, and what its angles' signs are.  BIWI's angles are in its own files,
+and only its boxes in the table (biwi.py); the lists of its three splits are
+written, too.
 """
 import collections
 import contextlib
@@ -26,8 +33,10 @@ if __name__ == '__main__':  # --help and mistakes do not wait for the rest
 
 from tqdm import tqdm
 
+import biwi
 from datasets import (ENDINGS, DataError, can_be_listed, check_image, fault,
                       find_images, read_labels, shown, two_images)
+from labels import read_table
 from pose import beyond_range
 from transforms import crop_problem
 
@@ -79,6 +88,27 @@ def find_pairs(folder, dataset, include_flips=False):
     return sorted(pairs), sorted(bad)
 
 
+def find_rows(folder, dataset, path):
+    """Lists the images of a table of labels.
+
+    Args:
+        folder: that its images are relative to.
+        dataset: 'BIWI', or another, which does not matter.
+        path: of the table.
+
+    Returns:
+        pairs: sorted (name, image file, `labels.Row`).
+        bad: a line for each row that cannot be used.
+
+    Raises:
+        DataError: it is no table, or BIWI is not in the folder.
+    """
+    table = (biwi.read_boxes(folder, path)[0] if dataset == 'BIWI'
+             else read_table(path))
+    return sorted(((row.name, row.image, row) for row in table.rows),
+                  key=lambda pair: pair[0]), list(table.bad)
+
+
 def find_subfolders(folder, dataset, include_flips):
     """Returns the folders of a data set that may hold pairs."""
     if dataset != '300W_LP':
@@ -114,19 +144,30 @@ def pair_problem(name, files, mats):
     return None
 
 
-def check_pair(folder, name, file):
+def check_pair(folder, name, file, row=None):
     """Says what is wrong with a pair: returns (name, verdict, reason).
 
     The verdict is 'kept', 'dropped' (beyond +-99 degrees) or 'bad'.
+
+    Args:
+        folder: of the data set.
+        name, file: of the image, relative to it, without and with extension.
+        row: its `labels.Row`, if its labels are not in a .mat file.
     """
     image = os.path.join(folder, file)
+    where = f'{row.where}: ' if row else ''
     try:
-        angles, box = read_labels(os.path.join(folder, f'{name}.mat'))
+        if row is None:
+            angles, box = read_labels(os.path.join(folder, f'{name}.mat'))
+        else:
+            angles, box = row.angles, row.box
+            if angles is None:
+                angles = biwi.row_angles(folder, row)
         problem = crop_problem(box, *check_image(image))
         if problem:
             raise fault(image, problem)
     except DataError as error:
-        return name, 'bad', str(error)
+        return name, 'bad', f'{where}{error}'
     beyond = beyond_range(angles)
     return name, 'dropped' if beyond else 'kept', beyond
 
@@ -182,7 +223,8 @@ def check_pairs(folder, pairs, workers, stop=()):
 
     Args:
         folder: of the data set.
-        pairs: (name, image file), see `find_pairs`.
+        pairs: (name, image file) or (name, image file, row), see
+            `find_pairs` and `check_pair`.
         workers: processes.
         stop: signals received; the first ends it.
 
@@ -217,7 +259,7 @@ def check_pairs(folder, pairs, workers, stop=()):
         for worker in crew:
             worker.process.kill()
         bar.close()
-    return [rows[name] for name, _ in pairs]
+    return [rows[pair[0]] for pair in pairs]
 
 
 def after_death(folder, worker, jobs):
@@ -225,7 +267,7 @@ def after_death(folder, worker, jobs):
     if len(worker.job) > 1:
         jobs.extend([pair] for pair in worker.job)
         return []
-    (name, _), = worker.job
+    name = worker.job[0][0]
     return [(name, 'bad', f'{shown(os.path.join(folder, name))}: the process '
              'that read this pair died of it (exit status '
              f'{worker.process.exitcode})')]
@@ -247,11 +289,44 @@ def write_list(path, names):
             os.remove(temporary)
 
 
+def write_lists(lists):
+    """Writes lists, a dict of paths to names.
+
+    Raises:
+        DataError: one cannot be written.
+    """
+    for path, names in lists.items():
+        try:
+            write_list(path, names)
+        except OSError as error:
+            raise fault(path, f'{error.strerror}; --output FILE writes the '
+                        'list elsewhere') from None
+
+
 def default_path(dataset):
     """Returns data/DATASET, in the spelling that is there."""
     spellings = ['data/' + name for name, known in DATASETS.items()
                  if known == dataset]
     return next(filter(os.path.isdir, spellings), spellings[0])
+
+
+def list_path(folder, output, labels):
+    """Returns where the list goes.
+
+    Args:
+        folder: of the data set.
+        output: what was asked for, or None.
+        labels: the table, or None.
+
+    Raises:
+        DataError: it would replace what it is made of.
+    """
+    path = output or os.path.join(folder, 'filename_list.txt')
+    if os.path.splitext(path)[1].lower() in (*ENDINGS, '.mat'):
+        raise fault(path, 'a list would replace an image or its labels')
+    if labels and os.path.realpath(path) == os.path.realpath(labels):
+        raise fault(path, 'the list would replace the table of labels')
+    return path
 
 
 def generate(options, stop=()):
@@ -265,14 +340,15 @@ def generate(options, stop=()):
         DataError: no folder, no pairs, or pairs that cannot be used; nothing
             is written then.
     """
-    dataset = DATASETS[options.dataset]
+    dataset = DATASETS.get(options.dataset)
     folder = options.dataset_path or default_path(dataset)
     if not os.path.isdir(folder):
         raise fault(folder, 'no such folder (--dataset_path)')
-    path = options.output or os.path.join(folder, 'filename_list.txt')
-    if os.path.splitext(path)[1].lower() in (*ENDINGS, '.mat'):
-        raise fault(path, 'a list would replace an image or its labels')
-    pairs, bad = find_pairs(folder, dataset, options.include_flips)
+    path = list_path(folder, options.output, options.labels)
+    if options.labels:
+        pairs, bad = find_rows(folder, dataset, options.labels)
+    else:
+        pairs, bad = find_pairs(folder, dataset, options.include_flips)
     rows = check_pairs(folder, pairs, options.workers, stop)
     bad += [reason for _, verdict, reason in rows if verdict == 'bad']
     kept = [name for name, verdict, _ in rows if verdict == 'kept']
@@ -285,15 +361,20 @@ def generate(options, stop=()):
                     'no list is written (--skip_bad leaves them out)')
     if not kept:
         raise fault(
-            folder, 'no .jpg and .mat pairs to list'
+            folder, f'{shown(options.labels)} leaves no image to list'
+            if options.labels else 'no .jpg and .mat pairs to list'
             + ('; the pairs of 300W-LP lie in subfolders (AFW, HELEN, ...)'
                if dataset == '300W_LP' else ''))
-    try:
-        write_list(path, kept)
-    except OSError as error:
-        raise fault(path, f'{error.strerror}; --output FILE writes the list '
-                    'elsewhere') from None
-    report(path, dataset, rows, len(bad))
+    lists = {path: kept}
+    if dataset == 'BIWI':
+        root, extension = os.path.splitext(path)
+        lists.update((f'{root}_{part}{extension}', names) for part, names
+                     in biwi.split_lists(kept).items())
+    write_lists(lists)
+    report(path, None if options.labels else dataset, rows, len(bad))
+    del lists[path]
+    for other, names in lists.items():
+        print(f'{shown(other)}: {len(names):,}')
     return kept
 
 

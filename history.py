@@ -17,7 +17,7 @@ from utils import RunError, world_size
 # (epochs, patience) only how long it goes on.
 FREE_OPTIONS = {'gpu', 'workers', 'output', 'resume', 'override',
                 'overwrite', 'dataset', 'data_dir', 'filename_list',
-                'num_epochs', 'patience'}
+                'labels', 'num_epochs', 'patience'}
 # Options that came after the first checkpoints, and what those runs had.
 LATER_OPTIONS = {'batch_norms': 'frozen', 'backbone': 'shufflenet'}
 # Not even --override can change these: they made the network, its weights,
@@ -86,6 +86,7 @@ def provenance(record, loaders, device):
         'data': {'list': digest('\n'.join(annotations.names)),
                  'labels': digest(annotations.angles.tobytes().hex()
                                   + annotations.boxes.tobytes().hex()),
+                 'table': annotations.table,
                  'split': digest(f'{training} {validation}')},
         'started': time.strftime('%Y-%m-%d %H:%M:%S %z')}
 

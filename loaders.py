@@ -13,8 +13,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
+import biwi
+import labels as tables
 from datasets import (DataError, fault, photograph, read_annotations,
                       read_image, shown)
+from options import DATASETS
 from transforms import (DRAWS, Augmentation, augmented_crop, crop_problem,
                         protocol_crop, shrinkage)
 
@@ -35,16 +38,18 @@ class PoseDataset:
         augment: training crops; else the protocol's test crop.
         seed: of the augmentation.
         more: augmentation beyond HopeNet's.
+        protocol: of the test crop, see `transforms.protocol_crop`.
     """
 
     def __init__(self, data_dir, annotations, size=224, augment=False,
-                 seed=0, more=Augmentation()):
+                 seed=0, more=Augmentation(), protocol='ours'):
         self.data_dir = data_dir
         self.annotations = annotations
         self.size = size
         self.augment = augment
         self.seed = seed
         self.more = more
+        self.protocol = protocol
         self._draws = None, None  # the epoch that they are for, and they
 
     def __len__(self):
@@ -93,7 +98,7 @@ class PoseDataset:
                 self.more, shrink)
         else:
             image = np.array(protocol_crop(Image.fromarray(image), box,
-                                           self.size))
+                                           self.size, self.protocol))
         return image, angles.astype(np.float32), index
 
 
@@ -157,7 +162,42 @@ class Batches:
                    for index in batch[self.rank::self.world].tolist()]
 
 
-def split_names(names, by='photo', seed=0, share=0.1):
+def read_data(data_dir, filename_list, landmarks='visible', labels=None,
+              dataset=None):
+    """Returns the `Annotations` of a data set, whatever holds its labels.
+
+    Args:
+        data_dir: the folder that names are relative to.
+        filename_list: names; None: all of a table's.
+        landmarks: see `datasets.face_box`.
+        labels: a table, see labels.py; None: the .mat files.
+        dataset: one of the names in `options.DATASETS`, or None; BIWI has
+            only boxes in its table, see biwi.py.
+
+    Raises:
+        DataError: something is missing, damaged or out of range.
+    """
+    if DATASETS.get(dataset) == 'BIWI':
+        return biwi.read_annotations(data_dir, labels, filename_list)
+    if labels:
+        return tables.read_annotations(data_dir, labels, filename_list)
+    return read_annotations(data_dir, filename_list, landmarks)
+
+
+def split_keys(names, by='photo', groups=None):
+    """Returns what each image's side of a split goes by, a list.
+
+    Args:
+        names: of all images.
+        by: 'photo' or 'image', see `split_names`.
+        groups: of all images, or None: their photographs.
+    """
+    if by == 'image':
+        return list(range(len(names)))
+    return groups or list(map(photograph, names))
+
+
+def split_names(names, by='photo', seed=0, share=0.1, groups=None):
     """Divides the images into training and validation, 9:1.
 
     Args:
@@ -167,6 +207,7 @@ def split_names(names, by='photo', seed=0, share=0.1):
             image has a sibling in training.
         seed: of the split's own generator.
         share: of the validation images; with 'photo' at least that.
+        groups: of all images, what 'photo' keeps together instead.
 
     Returns:
         Two sorted lists of indices: training, validation.
@@ -174,46 +215,51 @@ def split_names(names, by='photo', seed=0, share=0.1):
     Raises:
         DataError: there are not two groups to divide.
     """
-    groups = {}
-    for index, name in enumerate(names):
-        key = photograph(name) if by == 'photo' else index
-        groups.setdefault(key, []).append(index)
-    if len(groups) < 2:
+    members = {}
+    for index, key in enumerate(split_keys(names, by, groups)):
+        members.setdefault(key, []).append(index)
+    if len(members) < 2:
         raise DataError(
             'the split needs at least 2 images' if by == 'image' else
-            'the split needs at least 2 photographs, and the list has only '
-            f'renderings of {photograph(names[0])} (--split image divides '
-            'these)')
-    groups = list(groups.values())
-    validation, order = [], permutation(len(groups), seed)
+            f'the split needs at least 2 groups, and all images are of '
+            f'{shown(groups[0])} (--split image divides these)' if groups
+            else 'the split needs at least 2 photographs, and the list has '
+            f'only renderings of {photograph(names[0])} (--split image '
+            'divides these)')
+    members = list(members.values())
+    validation, order = [], permutation(len(members), seed)
     for position in order[:-1]:  # one group at least is left to train on
         if len(validation) >= share * len(names):
             break
-        validation += groups[position]
+        validation += members[position]
     training = sorted(set(range(len(names))) - set(validation))
     return training, sorted(validation)
 
 
-def check_split(names, training, validation, by='photo'):
+def check_split(names, training, validation, by='photo', groups=None):
     """Says how many images, and photographs, are on either side of a split.
 
     Args:
         names: of all images.
-        training, validation: see `split_names`, as is `by`.
+        training, validation: see `split_names`, as are `by`, `groups`.
 
     Raises:
         DataError: a split by photograph is far from 9:1.
     """
+    keys = split_keys(names, by, groups)
+    what = 'groups' if groups else 'photographs'
     counts = [f'{len(indices):,} images' + (
         '' if by == 'image' else ' of '
-        f'{len({photograph(names[index]) for index in indices}):,} '
-        'photographs') for indices in (training, validation)]
+        f'{len({keys[index] for index in indices}):,} {what}')
+        for indices in (training, validation)]
     text = f'{counts[0]} to train on, {counts[1]} to validate on'
     share = len(validation) / len(names)
     if by == 'photo' and not LEAST_SHARE <= share <= MOST_SHARE:
-        largest, count = collections.Counter(
-            map(photograph, names)).most_common(1)[0]
+        largest, count = collections.Counter(keys).most_common(1)[0]
         raise DataError(
+            f'the split by group is not 9:1: {text}. The largest group is '
+            f'{shown(largest)}, with {count:,}; --split_seed draws others, '
+            '--split image pays no heed to groups' if groups else
             f'the split by photograph is not 9:1: {text}. Names that differ '
             'in the number at their end are taken for renderings of one '
             f'photograph, {shown(largest)} for {count:,} of them; if they '
@@ -262,11 +308,13 @@ def start_worker(_):
 def training_loaders(data_dir, filename_list, batch_size=32,
                      image_size=224, landmarks='visible', augment=True,
                      more=Augmentation(), split='photo', split_seed=0,
-                     seed=0, workers=0, device='cpu', rank=0, world=1):
+                     seed=0, workers=0, device='cpu', rank=0, world=1,
+                     labels=None, dataset=None):
     """Returns the shuffled training and the fixed validation loader.
 
     Args:
-        data_dir, filename_list, landmarks: see `read_annotations`.
+        data_dir, filename_list, landmarks, labels, dataset: see
+            `read_data`.
         batch_size: of all processes together.
         image_size: side of the crops, pixels.
         augment: False trains on the test protocol's fixed crops.
@@ -278,15 +326,18 @@ def training_loaders(data_dir, filename_list, batch_size=32,
         rank, world: of this process, and the number of processes.
 
     Raises:
-        DataError: see `read_annotations`, `split_names` and `check_split`;
-            or there are fewer training images than processes.
+        DataError: see `read_data`, `split_names` and `check_split`; or there
+            are fewer training images than processes.
     """
-    annotations = read_annotations(data_dir, filename_list, landmarks)
-    training, validation = split_names(annotations.names, split, split_seed)
-    check_split(annotations.names, training, validation, split)
+    annotations = read_data(data_dir, filename_list, landmarks, labels,
+                            dataset)
+    names, groups = annotations.names, annotations.groups
+    training, validation = split_names(names, split, split_seed,
+                                       groups=groups)
+    check_split(names, training, validation, split, groups)
     if len(training) < world:
-        raise DataError(f'{filename_list}: {len(training)} training images '
-                        f'are too few for {world} processes')
+        raise DataError(f'{filename_list or labels}: {len(training)} training '
+                        f'images are too few for {world} processes')
     train_set = PoseDataset(data_dir, annotations, image_size, augment, seed,
                             more)
     val_set = PoseDataset(data_dir, annotations, image_size)
@@ -299,12 +350,13 @@ def training_loaders(data_dir, filename_list, batch_size=32,
 
 def evaluation_loader(data_dir, filename_list, batch_size=32, image_size=224,
                       landmarks='visible', workers=0, device='cpu', rank=0,
-                      world=1):
+                      world=1, labels=None, dataset=None, protocol='ours'):
     """Returns the loader of all listed images, in the list's order.
 
-    Args and errors: as in `training_loaders`.
+    Args and errors: as in `training_loaders`; `protocol` as in `PoseDataset`.
     """
-    annotations = read_annotations(data_dir, filename_list, landmarks)
-    dataset = PoseDataset(data_dir, annotations, image_size)
-    batches = Batches(range(len(dataset)), batch_size, rank=rank, world=world)
-    return make_loader(dataset, batches, workers, device)
+    annotations = read_data(data_dir, filename_list, landmarks, labels,
+                            dataset)
+    items = PoseDataset(data_dir, annotations, image_size, protocol=protocol)
+    batches = Batches(range(len(items)), batch_size, rank=rank, world=world)
+    return make_loader(items, batches, workers, device)

@@ -1,4 +1,4 @@
-"""The scripts' command lines.
+"""The command lines of training, test and generator.
 
 Nothing here imports PyTorch, which takes seconds.  A script parses its
 options once before its slow imports, so that --help and a mistyped option
@@ -20,9 +20,11 @@ BACKBONES = ('shufflenet', 'mobilenet_v2', 'mobilenet_v3_large',
 # The spellings in use: the releases', the document's and HopeNet's options.
 DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
             '300W_LP': '300W_LP', '300W-LP': '300W_LP',
-            'Pose_300W_LP': '300W_LP'}
+            'Pose_300W_LP': '300W_LP', 'BIWI': 'BIWI'}
 # What follows from the options and the machine.
 DERIVED = {'device', 'rank', 'world'}
+LABELS = {'metavar': 'FILE.csv', 'help': "a table of your own images, boxes "
+          'and angles instead of .mat files; see labels.py'}
 
 
 def number(kind, low, high=math.inf):
@@ -36,18 +38,6 @@ def number(kind, low, high=math.inf):
     if high < math.inf:
         checked.__name__ += f' and at most {high}'
     return checked
-
-
-def box(text):
-    """Parses --box."""
-    x_min, y_min, x_max, y_max = map(float, text.split(','))
-    if not (x_max - x_min >= 8 and y_max - y_min >= 8):
-        raise ValueError
-    return x_min, y_min, x_max, y_max
-
-
-# For argparse's message.
-box.__name__ = 'box x_min,y_min,x_max,y_max of at least 8 pixels'
 
 
 def cores():
@@ -82,11 +72,16 @@ def sibling(output, ending):
     return str(output).removesuffix('.pkl') + ending
 
 
-def new_parser(description):
-    """Returns a parser of what all scripts have in common."""
-    parser = argparse.ArgumentParser(
+def plain_parser(description):
+    """Returns a parser that shows a script's docstring as it is."""
+    return argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def new_parser(description):
+    """Returns a parser of what all scripts have in common."""
+    parser = plain_parser(description)
     parser.add_argument(
         '--gpu', type=number(int, -1), default=0, metavar='N',
         help='GPU to run on, -1 for the CPU; default: 0, or the CPU')
@@ -100,7 +95,8 @@ def base_parser(description, data_dir, batch_size=32):
     add('--data_dir', default=data_dir, metavar='DIR',
         help=f'folder of the data set; default: {data_dir}')
     add('--filename_list', metavar='FILE',
-        help='default: filename_list.txt in the data folder')
+        help='default: filename_list.txt in the data folder, or all --labels')
+    add('--labels', **LABELS)
     add('--batch_size', type=number(int, 1), default=batch_size, metavar='N')
     add('--landmarks', choices=('visible', 'raw'), default='visible',
         help="box around AFLW2000's visible landmarks, or (the published "
@@ -110,6 +106,14 @@ def base_parser(description, data_dir, batch_size=32):
         help='processes that load images; default: the cores, at most 8 for '
         'each process that trains')
     return parser
+
+
+def check_boxes(parser, options):
+    """Ends the script where a data set has no boxes of its own."""
+    if options.dataset == 'BIWI' and not options.labels:
+        parser.error('argument --dataset: BIWI has no face boxes; --labels '
+                     "takes Opal23's, annotations/biwi_ann.txt of "
+                     'https://github.com/pcr-upm/opal23_headpose')
 
 
 def training_parser(description, network):
@@ -243,6 +247,8 @@ def evaluation_parser(description, snapshot):
         f'HopeNet; default: {snapshot}')
     add('--image_size', type=number(int, 64), metavar='PIXELS',
         help='default: what the checkpoint was trained at, or 224')
+    add('--protocol', choices=('ours', 'hopenet', 'fsanet'), default='ours',
+        help="BIWI: crop as HopeNet's or FSA-Net's code does; default: ours")
     add('--flip', action='store_true',
         help='give the mean rotation of each crop and of its mirror image')
     add('--predictions', metavar='FILE.csv',
@@ -287,7 +293,10 @@ def parse_training(description, network, argv=None):
 def parse_evaluation(description, network, argv=None):
     """Parses the command line of a testing script; see `parse_training`."""
     parser = evaluation_parser(description, CHECKPOINTS[network])
-    return with_processes(parser, parser.parse_args(argv))
+    options = with_processes(parser, parser.parse_args(argv))
+    if options.protocol != 'ours' and options.dataset != 'BIWI':
+        parser.error('argument --protocol: is for --dataset BIWI')
+    return options
 
 
 def with_processes(parser, options):
@@ -300,7 +309,8 @@ def with_processes(parser, options):
     if options.dataset not in DATASETS:
         parser.error(f'argument --dataset: {options.dataset!r} is none of '
                      + ', '.join(DATASETS))
-    if options.filename_list is None:
+    check_boxes(parser, options)
+    if options.filename_list is None and not options.labels:
         options.filename_list = os.path.join(options.data_dir,
                                              'filename_list.txt')
     options.rank = int(os.environ.get('RANK', 0))
@@ -330,12 +340,11 @@ def arguments(function, options):
 
 def parse_filenames(description, argv=None):
     """Parses the command line of filename_generator.py."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(description)
     add = parser.add_argument
-    add('--dataset', required=True, choices=DATASETS, metavar='NAME',
+    add('--dataset', choices=DATASETS, metavar='NAME',
         help=', '.join(DATASETS))
+    add('--labels', **LABELS)
     add('--dataset_path', metavar='DIR',
         help='its folder; default: data/NAME')
     add('--output', metavar='FILE',
@@ -346,97 +355,8 @@ def parse_filenames(description, argv=None):
         help='leave unusable files out instead of stopping')
     add('--workers', type=number(int, 1), default=cores(),
         metavar='N', help='processes; default: the cores')
-    return parser.parse_args(argv)
-
-
-def parse_report(description, argv=None):
-    """Parses the command line of report.py."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest='command', required=True)
-    compare = commands.add_parser(
-        'compare', help='say which of two reports is better on their common '
-        'images')
-    compare.add_argument('first', metavar='A', help='folder of --report, or '
-                         'its report.json')
-    compare.add_argument('second', metavar='B')
-    tables = commands.add_parser(
-        'tables', help="print the document's two tables with these reports'")
-    tables.add_argument('reports', nargs='+', metavar='REPORT')
-    return parser.parse_args(argv)
-
-
-def parse_demo(description, argv=None):
-    """Parses demo.py's command line; returns the options."""
-    parser = new_parser(description)
-    add = parser.add_argument
-    add('inputs', nargs='+', metavar='INPUT',
-        help='picture, folder of pictures, video, address (http, rtsp), or '
-        "number or device of a camera")
-    add('--recursive', action='store_true',
-        help='look for pictures in subfolders, too')
-    add('--snapshot', default=SHIPPED, metavar='FILE',
-        help='checkpoint of either network, bare state dict, or .onnx file '
-        'of export.py, which needs no PyTorch; default: ' + SHIPPED)
-    add('--image_size', type=number(int, 64), metavar='PIXELS',
-        help='default: what the network was trained at, or 224')
-    add('--flip', action='store_true',
-        help='give the mean rotation of each crop and of its mirror image')
-    add('--output', default='output/demo', metavar='DIR')
-    add('--overwrite', action='store_true',
-        help="replace an earlier run's results in DIR")
-    add('--detector', metavar='yunet|cascades|FILE.onnx',
-        help="OpenCV's YuNet, fetched once; its cascades; or YuNet's file; "
-        'default: yunet, or the cascades where it cannot be fetched')
-    add('--min_score', type=number(float, 0, 1), default=0.6,
-        metavar='SCORE', help='the least score of a face that YuNet finds; '
-        'default: 0.6')
-    add('--box', type=box, metavar='X0,Y0,X1,Y1',
-        help="no detection: the face's box, brows to chin, in pixels (with a "
-        'minus: --box=-5,...)')
-    add('--whole', action='store_true',
-        help="no detection: each picture is a whole crop of one head, as "
-        "loose as the test's")
-    add('--cube', action='store_true', help='draw cubes instead of axes')
-    add('--json', action='store_true', help='poses.json, not poses.csv')
-    add('--matrix', action='store_true',
-        help='rows have the rotation matrix, too')
-    add('--smooth', type=number(float, 0, 0.99), default=0.0,
-        metavar='WEIGHT', help="video: weight of the frames before in a "
-        "face's rotation; default: 0")
-    add('--no_window', action='store_true', help='camera: write video only')
-    return parser.parse_args(argv)
-
-
-def parse_export(description, argv=None):
-    """Parses export.py's command line; returns the options."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add('path', metavar='FILE', help='.onnx or .pt2 file to write')
-    add('--snapshot', default=SHIPPED, metavar='FILE',
-        help='checkpoint of either network, or a bare state dict; default: '
-        + SHIPPED)
-    add('--raw', action='store_true',
-        help='take uint8 RGB pixels (N, H, W, 3); normalisation inside')
-    precision = parser.add_mutually_exclusive_group()
-    for name, what in (('int8', 'smaller and faster: 8-bit convolutions, '
-                        'their ranges measured on training crops'),
-                       ('fp16', 'half the size: 16-bit floats')):
-        precision.add_argument(
-            f'--{name}', dest='precision', action='store_const', const=name,
-            default='float32', help=f'.onnx: {what}')
-    add('--data_dir', default='./data/300W_LP/', metavar='DIR',
-        help="--int8: the training crops' data set; default: "
-        './data/300W_LP/')
-    add('--filename_list', metavar='FILE',
-        help='--int8: default: filename_list.txt in the data folder')
     options = parser.parse_args(argv)
-    if options.precision != 'float32' and options.path.endswith('.pt2'):
-        parser.error(f'argument --{options.precision}: is for .onnx files')
-    if options.filename_list is None:
-        options.filename_list = os.path.join(options.data_dir,
-                                             'filename_list.txt')
+    check_boxes(parser, options)
+    if not (options.dataset or options.labels and options.dataset_path):
+        parser.error('--dataset is needed, or --labels and --dataset_path')
     return options

@@ -30,6 +30,8 @@ MIRROR = (-1, 1, -1)  # what a mirror image makes of yaw, pitch and roll
 MAX_ANGLE = 99.0
 ROUNDING = 1e-4
 
+MEAN_STEPS = 1000  # at most, of an intrinsic mean; some five are enough
+
 
 def beyond_range(angles):
     """Says which angle (degrees) is beyond +-99, or returns None."""
@@ -159,6 +161,53 @@ def rotation_errors(predicted, true):
     geodesic, vectors = (2 * np.degrees(np.arcsin(np.minimum(chord / 2, 1)))
                          for chord in (whole, chords))
     return geodesic, vectors
+
+
+def aligned(predicted, true):
+    """Returns predictions without the rotation that all have in common.
+
+    A data set's zero need not be that of the data a network was trained on;
+    within one sequence the difference is one rotation of the head's axes.
+    It is taken as Cobo et al. do (Opal23, Pattern Recognition 2024): the
+    intrinsic mean of the rotations from the predictions to the truth, those
+    of 90 degrees and more left out.
+
+    Args:
+        predicted, true: array-like (N, 3), degrees: yaw, pitch, roll.
+
+    Returns:
+        float64 array (N, 3), near to the true numbers.
+    """
+    rotations = rotation_matrix(predicted)
+    apart = np.swapaxes(rotations, -1, -2) @ rotation_matrix(true)
+    apart = apart[np.linalg.norm(rotation_vectors(apart), axis=-1)
+                  < np.pi / 2]
+    mean = apart[0] if len(apart) else np.eye(3)
+    for _ in range(MEAN_STEPS if len(apart) else 0):
+        step = rotation_vectors(mean.T @ apart).mean(0)
+        mean = mean @ cv2.Rodrigues(step)[0]
+        if np.linalg.norm(step) < 1e-9:
+            break
+    return angles_near(rotations @ mean, true)
+
+
+def rotation_vectors(rotations):
+    """Returns the axes of rotations, as long as their angles.
+
+    Args:
+        rotations: array (..., 3, 3), of less than 180 degrees.
+
+    Returns:
+        float64 array (..., 3), radians.
+    """
+    vectors = np.stack([rotations[..., 2, 1] - rotations[..., 1, 2],
+                        rotations[..., 0, 2] - rotations[..., 2, 0],
+                        rotations[..., 1, 0] - rotations[..., 0, 1]], -1) / 2
+    sine = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    cosine = (np.trace(rotations, axis1=-2, axis2=-1)[..., None] - 1) / 2
+    # The ratio is 1 in the limit of no rotation.
+    return vectors * np.where(sine > 1e-12, np.arctan2(sine, cosine)
+                              / np.maximum(sine, 1e-12), 1)
 
 
 def draw_pose(image, angles, center, size, cube=False):

@@ -10,13 +10,12 @@ geodesic error, curves, the worst images, and where the checkpoint comes from.
 `compare` says whether one network is better than the other, image by image,
 and within which error bars.
 """
-import hashlib
 import json
 import math
 import os
 import sys
 
-from options import parse_report
+from tool_options import parse_report
 
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_report(__doc__)
@@ -26,10 +25,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from biwi import print_sequences
 from history import angles_text
 from page import draw_face, report_page
 from pose import AXES, rotation_errors
-from utils import RunError, atomic, run_script
+from utils import RunError, atomic, digest, run_script
 
 RANGES = ((0, 30), (30, 60), (60, 90))  # degrees, of a table of errors
 COVERAGES = (100, 95, 90, 80, 70, 60, 50)  # % of the images
@@ -51,7 +51,7 @@ SAME_ANGLE = 1e-3  # degrees: reports that differ by more had other labels
 
 def present(result, data, content, snapshot, filename_list, landmarks,
             image_size, flip=False, predictions=None, save_viz=False,
-            cube=False, report=None):
+            cube=False, report=None, labels=None):
     """Prints a test's result and writes the files that are asked for.
 
     Args:
@@ -59,8 +59,8 @@ def present(result, data, content, snapshot, filename_list, landmarks,
         data: the `loaders.PoseDataset` that it is of.
         content: of the tested checkpoint, see `checkpoint.read_checkpoint`.
         snapshot: its path.
-        filename_list, landmarks, image_size: how the images were chosen and
-            cropped, see `loaders.evaluation_loader`.
+        filename_list, labels, landmarks, image_size: how the images were
+            chosen and cropped, see `loaders.evaluation_loader`.
         flip: whether mirror images were asked, too, see `engine.predict`.
         predictions: path of a CSV of all answers.
         save_viz: draw them into output/images; `cube` draws cubes.
@@ -70,28 +70,26 @@ def present(result, data, content, snapshot, filename_list, landmarks,
         RunError: a file cannot be written, or an answer is not a number.
     """
     print_result(result)
+    names = data.annotations.names
     if predictions:
-        write_predictions(predictions, result, data.annotations.names)
+        write_predictions(predictions, result, names)
     if save_viz:
         save_pictures('output/images', result, data, cube)
     lost = ~np.isfinite(result.predicted).all(1)
     if lost.any():
-        name = data.annotations.names[result.indices[lost.argmax()]]
+        name = names[result.indices[lost.argmax()]]
         raise RunError(f'{snapshot}: {lost.sum()} of {len(lost)} answers are '
                        f'no numbers, the first is that on {name}')
+    more = print_sequences(result, data.annotations)
     if report:
         write_report(report, result, data, content, {
             'checkpoint': str(snapshot), 'sha256': digest(snapshot),
             'data_dir': str(data.data_dir),
-            'filename_list': str(filename_list), 'landmarks': landmarks,
-            'image_size': image_size, 'flip': flip,
-            'images': len(result.indices)})
-
-
-def digest(path):
-    """Returns the start of a file's SHA-256, as hexadecimal digits."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()[:16]
+            'filename_list': str(filename_list or labels),
+            'landmarks': landmarks, 'image_size': image_size, 'flip': flip,
+            'images': len(result.indices), 'crop': data.protocol,
+            'labels': labels and str(labels),
+            'labels_sha256': data.annotations.table, **more})
 
 
 def print_result(result):
@@ -431,7 +429,8 @@ def read_report(path):
                 {'landmarks': protocol['landmarks'],
                  'image_size': protocol['image_size'],
                  # Reports were written before there was a choice.
-                 'flip': protocol.get('flip', False)})
+                 'flip': protocol.get('flip', False),
+                 'crop': protocol.get('crop', 'ours')})
     except Exception as error:  # any JSON may be there
         raise RunError(f'{path}: is no report.json of --report '
                        f'({type(error).__name__})') from None

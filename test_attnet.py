@@ -1,6 +1,9 @@
 """Tests a ResNet-50, with CBAM or without, on AFLW2000-3D.
 
     python test_attnet.py --snapshot ./checkpoints/resnet.pkl
+
+`--labels` tests on data of your own (labels.py), `--dataset BIWI` on the
+Kinect database (biwi.py).
 """
 import sys
 

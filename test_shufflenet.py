@@ -1,6 +1,9 @@
 """Tests a compact network, ShuffleNetV2 or another, on AFLW2000-3D.
 
     python test_shufflenet.py --snapshot ./checkpoints/shufflenet.pkl
+
+`--labels` tests on data of your own (labels.py), `--dataset BIWI` on the
+Kinect database (biwi.py).
 """
 import sys
 

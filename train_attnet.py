@@ -2,7 +2,8 @@
 
     python train_attnet.py --data_dir ./data/300W_LP/
 
-`--attention none` trains HopeNet's own network on the same harness.
+`--attention none` trains HopeNet's own network on the same harness,
+`--labels` trains on data of your own (labels.py).
 """
 import sys
 

@@ -3,7 +3,8 @@
     python train_shufflenet.py --data_dir ./data/300W_LP/
 
 The recipe is the ResNet's; `--width` makes the network smaller or larger,
-`--backbone` another one (`python shufflenet.py` lists them).
+`--backbone` another one (`python shufflenet.py` lists them); `--labels`
+trains on data of your own (labels.py).
 """
 import sys
 

@@ -16,6 +16,12 @@ from pose import MIRROR, beyond_range, turned
 TRAIN_SIDE, PROTOCOL_SIDE = 0.6, 2.0  # left and right of the face
 ABOVE, BELOW = 2.0, 0.6
 PROTOCOL_K = 0.2
+# What HopeNet crops BIWI's frames with around a detector's box
+# (natanielruiz/deep-head-pose, code/datasets.py, class BIWI; its boxes are
+# not published), and FSA-Net around MTCNN's (shamangary/FSA-Net,
+# data/TYY_create_db_biwi.py, --ad).
+HOPENET_K, HOPENET_ABOVE = 0.35, 1.0
+FSANET_MARGIN = 0.4
 
 # Pillow's ImageFilter.BLUR, which HopeNet blurs training images with.
 BLUR = np.ones((5, 5), np.float32) / 16
@@ -43,7 +49,7 @@ class Augmentation(NamedTuple):
     low_resolution: float = 0.0  # of this share of the images, up to 4 times
 
 
-def expand_box(box, k, side):
+def expand_box(box, k, side, above=ABOVE):
     """Adds the published margins to a face box.
 
     Each line measures the box that the lines before have grown already; this
@@ -53,13 +59,14 @@ def expand_box(box, k, side):
         box: x_min, y_min, x_max, y_max, pixels.
         k: the margin, in box sizes: 0.2 to 0.4 in training, 0.2 in tests.
         side: TRAIN_SIDE or PROTOCOL_SIDE.
+        above: of the face.
 
     Returns:
         Four ints; they may lie outside the image.
     """
     x_min, y_min, x_max, y_max = map(float, box)
     x_min -= side * k * abs(x_max - x_min)
-    y_min -= ABOVE * k * abs(y_max - y_min)
+    y_min -= above * k * abs(y_max - y_min)
     x_max += side * k * abs(x_max - x_min)
     y_max += BELOW * k * abs(y_max - y_min)
     return int(x_min), int(y_min), int(x_max), int(y_max)
@@ -105,23 +112,54 @@ def resized(width, height, shorter):
     return max(shorter, int(shorter * width / height)), shorter
 
 
-def protocol_crop(image, box, size=224):
+def protocol_crop(image, box, size=224, protocol='ours'):
     """Crops a face as the published test does, with Pillow, step by step.
 
     Args:
         image: RGB PIL image; what a crop has outside of it is black.
         box: of the landmarks, see `face_box`.
         size: side of the result, pixels.
+        protocol: 'ours'; 'hopenet', whose margins are those for BIWI; or
+            'fsanet', see `fsanet_crop`.
 
     Returns:
         RGB PIL image, size x size.
     """
-    image = image.crop(expand_box(box, PROTOCOL_K, PROTOCOL_SIDE))
+    if protocol == 'fsanet':
+        return Image.fromarray(fsanet_crop(np.asarray(image), box, size))
+    image = image.crop(
+        expand_box(box, HOPENET_K, TRAIN_SIDE, HOPENET_ABOVE)
+        if protocol == 'hopenet' else
+        expand_box(box, PROTOCOL_K, PROTOCOL_SIDE))
     width, height = resized(*image.size, size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left = round((width - size) / 2)
     top = round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
+
+
+def fsanet_crop(image, box, size):
+    """Crops a face as FSA-Net does in BIWI: one margin, and no more shape.
+
+    The margin ends with the picture, and what is left is stretched to a
+    square.  Source: see FSANET_MARGIN.
+
+    Args:
+        image: uint8 array (H, W, 3).
+        box: a detector's.
+        size: side of the result, pixels.
+
+    Returns:
+        uint8 array (size, size, 3).
+    """
+    height, width = image.shape[:2]
+    x_min, y_min, x_max, y_max = map(float, box)
+    across = FSANET_MARGIN * (x_max - x_min)
+    down = FSANET_MARGIN * (y_max - y_min)
+    left, top = max(int(x_min - across), 0), max(int(y_min - down), 0)
+    right = min(int(x_max + across), width - 1)
+    bottom = min(int(y_max + down), height - 1)
+    return cv2.resize(image[top:bottom + 1, left:right + 1], (size, size))
 
 
 def training_crop(image, box, draws, size=224, turn=0.0, shrink=1):

@@ -3,6 +3,7 @@ import contextlib
 import datetime
 import errno
 import functools
+import hashlib
 import os
 import shlex
 import signal
@@ -272,6 +273,12 @@ def run_signals_noted():
 
 
 # ------------------------------------------------------------------- files
+
+def digest(path):
+    """Returns the start of a file's SHA-256, as hexadecimal digits."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()[:16]
+
 
 @contextlib.contextmanager
 def atomic(path):

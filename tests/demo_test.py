@@ -17,11 +17,11 @@ import results
 from checkpoint import load_network
 from detect import whole_box
 from hopenet import decode, normalize
-from options import parse_demo
 from pose import AXES, rotation_matrix
 from results import BOX, FACING, FIELDS, MATRIX, Names, draw_heads
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, YUNET, rows
+from tool_options import parse_demo
 from transforms import protocol_crop
 
 

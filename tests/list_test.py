@@ -188,7 +188,7 @@ def test_no_list_without_pairs(tmp_path, generate):
 
 def test_an_unknown_data_set_lists_the_known(capsys):
     with pytest.raises(SystemExit) as stop:
-        filename_generator.main(['--dataset', 'BIWI'])
+        filename_generator.main(['--dataset', 'AFW'])
     assert stop.value.code == 2 and '300W-LP' in capsys.readouterr().err
 
 
