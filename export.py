@@ -23,17 +23,17 @@ chin, as in demo.py's poses.csv); transforms.py makes it without PyTorch:
     from PIL import Image, ImageOps
     from transforms import protocol_crop
 
-    picture = ImageOps.exif_transpose(Image.open('photo.jpg')).convert('RGB')
-    crop = protocol_crop(picture, box=(121, 184, 324, 385), size=96)
     session = onnxruntime.InferenceSession('model.onnx')
+    size = int(session.get_modelmeta().custom_metadata_map['image_size'])
+    picture = ImageOps.exif_transpose(Image.open('photo.jpg')).convert('RGB')
+    crop = protocol_crop(picture, box=(121, 184, 324, 385), size=size)
     angles, = session.run(['angles'], {'images': np.array(crop)[None]})
 
-`size` is the side of the images that the network was trained on, as printed
-and in the metadata (`image_size`).  In words, for a box of width w and height
-h: 0.4 w more on the left, 0.56 w on the right, 0.4 h above, 0.168 h below, cut
-to whole pixels and black beyond the picture, which stands upright as its EXIF
-says; the shorter side resized to `size`, bilinear with antialiasing; the
-middle square.
+`size` is the side of the images that the network was trained on.  In words,
+for a box of width w and height h: 0.4 w more on the left, 0.56 w on the right,
+0.4 h above, 0.168 h below, cut to whole pixels and black beyond the picture,
+which stands upright as its EXIF says; the shorter side resized to `size`,
+bilinear with antialiasing; the middle square.
 """
 import contextlib
 import importlib
