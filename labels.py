@@ -209,8 +209,8 @@ def read_row(where, cells, columns, places, signs):
     if not cells[places['image']]:
         raise DataError('the image is not named')
     if leaves_folder(image):
-        raise DataError(f'{shown(image)} lies outside the data folder, which '
-                        'names are relative to')
+        raise DataError(f'{shown(image)} is no name relative to the data '
+                        'folder, of an image inside of it')
     name = os.path.splitext(image)[0]
     if not can_be_listed(name):
         raise DataError(f'{shown(image)}: no list can hold this name')

@@ -95,7 +95,8 @@ def base_parser(description, data_dir, batch_size=32):
     add('--data_dir', default=data_dir, metavar='DIR',
         help=f'folder of the data set; default: {data_dir}')
     add('--filename_list', metavar='FILE',
-        help='default: filename_list.txt in the data folder, or all --labels')
+        help='default: filename_list.txt in the data folder; with --labels, '
+        'all rows')
     add('--labels', **LABELS)
     add('--batch_size', type=number(int, 1), default=batch_size, metavar='N')
     add('--landmarks', choices=('visible', 'raw'), default='visible',

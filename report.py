@@ -103,7 +103,7 @@ def print_result(result):
     if len(errors) > 1 and errors.mean() > 0.8 * constant.mean():
         print(f'Warning: one constant answer for all images would have an MAE '
               f'of {constant.mean():.4f}: the model has collapsed, or the '
-              'crops are not those that it was trained on')
+              "crops, or the labels' signs, are not those of its training")
 
 
 def range_table(result, axis):

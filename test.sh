@@ -41,8 +41,8 @@ data=data/AFLW2000
 folder=checkpoints
 if [[ ! -d $data ]]; then
     [[ $checkpoint != shufflenet_faces ]] ||
-        echo "test.sh faces: the README's figure needs data/AFLW2000, which" \
-            "is not there; this one is of rendered heads" >&2
+        echo "test.sh faces: the README's figure is of re-crops of AFLW2000;" \
+            "data/AFLW2000 is not there, this one is of rendered heads" >&2
     python -m tests.sample_data data/sample
     data=data/sample/AFLW2000
     folder=checkpoints/sample

@@ -133,7 +133,7 @@ def test_without_a_sample_checkpoint_the_shipped_network_is_tested(clone):
 def test_the_shipped_networks_figure_needs_data(clone):
     done = shell(clone, 'bash test.sh faces')
     assert done.returncode == 0
-    assert "the README's figure needs data/AFLW2000" in done.stderr
+    assert 'data/AFLW2000 is not there' in done.stderr
     assert 'on the 9 test images.' in done.stdout
 
 
