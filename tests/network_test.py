@@ -181,6 +181,9 @@ def test_bins_are_hopenets(angle):
 def test_the_ends_of_the_range_have_bins():
     ends = torch.tensor([-99.0, 99.0, 98.999])
     assert hopenet.bin_index(ends).tolist() == [0, 65, 65]
+    # What rounding leaves a little beyond them is in the last, too.
+    beyond = torch.tensor([-99.0001, 99.0001])
+    assert hopenet.bin_index(beyond).tolist() == [0, 65]
 
 
 def test_decoding_of_a_certain_bin_is_its_lower_edge():
@@ -387,7 +390,8 @@ def test_a_fresh_network_has_live_statistics():
     (lambda s: s.update({'conv1.weight': torch.zeros(64, 1, 7, 7)}),
      r'1 of another shape \(conv1.weight \(64, 1, 7, 7\)\)'),
     (lambda s: s.pop('layer1.0.cbam.ChannelGate.mlp.1.bias'),
-     r'missing \(layer1.0.cbam.ChannelGate.mlp.1.bias\)')])
+     r'missing \(layer1.0.cbam.ChannelGate.mlp.1.bias\)'),
+    (lambda s: s.pop('fc_roll.weight'), r'missing \(fc_roll.weight\)')])
 def test_pretrained_weights_hold_no_surprise(attnet, spoil, message):
     state = dict(attnet.state_dict())
     spoil(state)
@@ -403,6 +407,15 @@ def test_summaries_stand_beside_the_published(capsys):
                    '1,456,554', '2.5M', '11 MB', 'CondenseNet',
                    *BACKBONES):
         assert figure in printed
+
+
+def test_a_networks_size_is_its_files(tmp_path):
+    model = ShuffleNet(0.5)
+    torch.save(model.state_dict(), tmp_path / 'x.pkl')
+    parameters, _, stored = hopenet.cost(model)
+    assert parameters == '544,742'
+    size = (tmp_path / 'x.pkl').stat().st_size / 1e6
+    assert float(stored.removesuffix(' MB')) == pytest.approx(size, rel=0.08)
 
 
 def test_macs_are_torchvisions():
