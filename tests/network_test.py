@@ -399,6 +399,14 @@ def test_pretrained_weights_hold_no_surprise(attnet, spoil, message):
         AttNet().load_pretrained(state)
 
 
+def test_a_file_without_attention_may_lack_nothing_else():
+    model = ShuffleNet(0.5)
+    state = model.state_dict()
+    del state['stage2.0.branch1.0.weight']
+    with pytest.raises(WeightsError, match='missing .stage2.0.branch1.0.we'):
+        model.load_pretrained(state)
+
+
 def test_summaries_stand_beside_the_published(capsys):
     hopenet.main()
     shufflenet.main()

@@ -135,6 +135,10 @@ def test_brightness_and_contrast_together_move_the_mean_by_brightness_alone():
     assert new.std() == pytest.approx(1.2 * 0.6 * image.std(), rel=0.05)
 
 
+def test_no_augmentation_is_beyond_hopenets_unless_asked_for():
+    assert transforms.Augmentation() == (0, 0, 0, 0)
+
+
 def test_each_augmentation_takes_its_own_draws():
     image = np.asarray(Image.fromarray(PICTURE).resize((200, 150)))
     box, angles = (60, 40, 130, 110), np.float32([10, 20, 30])
