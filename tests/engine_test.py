@@ -141,8 +141,8 @@ def test_a_run_needs_no_command_line(sample, tmp_path, in_a_thread):
                                        str(tmp_path / 'net.pkl'))
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        model, (training, validation), log = (pool.submit(train).result()
-                                       if in_a_thread else train())
+        model, (training, validation), log = (
+            pool.submit(train).result() if in_a_thread else train())
     assert log.epoch.tolist() == [1, 2, 3]
     # The base rate, not the heads' fivefold one.
     assert log.lr.tolist() == pytest.approx([1e-3 / 25, 1e-3, 4e-9])

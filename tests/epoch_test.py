@@ -7,6 +7,7 @@ import torch
 
 import engine
 from hopenet import PoseNetwork, decode, pose_loss, spread
+from pose import MIRROR
 from tests.helpers import OneBatch
 from utils import Interrupted, RunError
 
@@ -212,7 +213,7 @@ def test_an_evaluation_has_each_images_answer_in_the_indices_order(alpha):
     assert result.loss == pytest.approx(losses(model, loader, alpha).mean())
 
 
-def test_the_spread_of_two_mirror_images_is_the_mean_of_theirs():
+def test_an_answer_on_two_mirror_images_is_the_mean_of_theirs():
     class Left(Tiny):
         def forward(self, x):
             """Sees the left half only, or mirror images would be one."""
@@ -225,6 +226,10 @@ def test_the_spread_of_two_mirror_images_is_the_mean_of_theirs():
     np.testing.assert_allclose(both.spread,
                                (plain.spread + mirrored.spread) / 2)
     assert (plain.spread != mirrored.spread).all()
+    # Of small angles, the mean rotation has nearly the mean angles.
+    np.testing.assert_allclose(
+        both.angles, (plain.angles + mirrored.angles * MIRROR) / 2, atol=0.2)
+    assert np.abs(both.angles - plain.angles).max() > 0.4
     assert torch.equal(both.logits, plain.logits)
 
 
