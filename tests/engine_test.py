@@ -141,9 +141,14 @@ def test_a_run_needs_no_command_line(sample, tmp_path, in_a_thread):
                                        str(tmp_path / 'net.pkl'))
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        model, (_, validation), log = (pool.submit(train).result()
-                                       if in_a_thread else train())
+        model, (training, validation), log = (
+            pool.submit(train).result() if in_a_thread else train())
     assert log.epoch.tolist() == [1, 2, 3]
+    # The base rate, not the heads' fivefold one.
+    assert log.lr.tolist() == pytest.approx([1e-3 / 25, 1e-3, 4e-9])
+    # Only the training images are drawn anew.
+    assert training.batch_sampler.epoch == 3
+    assert validation.batch_sampler.epoch == 0
     result = engine.evaluate(model, validation)
     assert result.errors.mean() == pytest.approx(log.mae[2], abs=1e-4)
     content = checkpoint.read_checkpoint(tmp_path / 'net_last.pkl')

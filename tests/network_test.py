@@ -181,6 +181,9 @@ def test_bins_are_hopenets(angle):
 def test_the_ends_of_the_range_have_bins():
     ends = torch.tensor([-99.0, 99.0, 98.999])
     assert hopenet.bin_index(ends).tolist() == [0, 65, 65]
+    # What rounding leaves a little beyond them is in the last, too.
+    beyond = torch.tensor([-99.0001, 99.0001])
+    assert hopenet.bin_index(beyond).tolist() == [0, 65]
 
 
 def test_decoding_of_a_certain_bin_is_its_lower_edge():
@@ -387,12 +390,21 @@ def test_a_fresh_network_has_live_statistics():
     (lambda s: s.update({'conv1.weight': torch.zeros(64, 1, 7, 7)}),
      r'1 of another shape \(conv1.weight \(64, 1, 7, 7\)\)'),
     (lambda s: s.pop('layer1.0.cbam.ChannelGate.mlp.1.bias'),
-     r'missing \(layer1.0.cbam.ChannelGate.mlp.1.bias\)')])
+     r'missing \(layer1.0.cbam.ChannelGate.mlp.1.bias\)'),
+    (lambda s: s.pop('fc_roll.weight'), r'missing \(fc_roll.weight\)')])
 def test_pretrained_weights_hold_no_surprise(attnet, spoil, message):
     state = dict(attnet.state_dict())
     spoil(state)
     with pytest.raises(WeightsError, match=message):
         AttNet().load_pretrained(state)
+
+
+def test_a_file_without_attention_may_lack_nothing_else():
+    model = ShuffleNet(0.5)
+    state = model.state_dict()
+    del state['stage2.0.branch1.0.weight']
+    with pytest.raises(WeightsError, match='missing .stage2.0.branch1.0.we'):
+        model.load_pretrained(state)
 
 
 def test_summaries_stand_beside_the_published(capsys):
@@ -401,8 +413,18 @@ def test_summaries_stand_beside_the_published(capsys):
     printed = capsys.readouterr().out
     for figure in ('26,446,326', '26.5M', '23,913,734', '95.9 MB',
                    '1,456,554', '2.5M', '11 MB', 'CondenseNet',
+                   '(attention cbam)', '(attention none)',
                    *BACKBONES):
         assert figure in printed
+
+
+def test_a_networks_size_is_its_files(tmp_path):
+    model = ShuffleNet(0.5)
+    torch.save(model.state_dict(), tmp_path / 'x.pkl')
+    parameters, _, stored = hopenet.cost(model)
+    assert parameters == '544,742'
+    size = (tmp_path / 'x.pkl').stat().st_size / 1e6
+    assert float(stored.removesuffix(' MB')) == pytest.approx(size, rel=0.08)
 
 
 def test_macs_are_torchvisions():

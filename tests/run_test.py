@@ -116,6 +116,15 @@ def test_a_longer_run_goes_on_from_a_finished_one(sample, whole, tmp_path):
     assert_same_run(last(whole), train(sample, tmp_path, '--resume'))
 
 
+def test_a_run_that_has_more_epochs_than_are_asked_for_is_left_alone(
+        sample, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / 'run')
+    monkeypatch.delattr(engine, 'train_epoch')
+    again = train(sample, tmp_path / 'run', '--resume', '--num_epochs', 2,
+                  '--override')
+    assert_same_run(last(whole), again)
+
+
 def test_a_checkpoint_of_before_the_newest_options_resumes_bit_exactly(
         sample, whole, tmp_path):
     train(sample, tmp_path, '--num_epochs', 1)
