@@ -192,7 +192,7 @@ def export(path, snapshot, raw=False, precision='float32', **data):
         raw: see `Exported`.
         precision: of an .onnx file's network: a key of TOLERANCES.
         data: for int8, the training images whose crops show the ranges of
-            values: `data_dir` and `filename_list`.
+            values: see `training_crops`.
 
     Raises:
         RunError: another extension; a package is missing; the file cannot be
@@ -242,15 +242,17 @@ def for_network(pixels, raw):
     return normalize(pixels).contiguous()
 
 
-def training_crops(size, data_dir, filename_list):
+def training_crops(size, data_dir, filename_list, labels=None, dataset=None):
     """Returns batches of training crops, uint8 tensors (N, 3, size, size).
 
     Args:
         size: side of the crops, pixels.
-        data_dir, filename_list: see `loaders.training_loaders`.
+        data_dir, filename_list, labels, dataset: see
+            `loaders.training_loaders`.
     """
     batches, count = CALIBRATION
-    loader, _ = training_loaders(data_dir, filename_list, count, size)
+    loader, _ = training_loaders(data_dir, filename_list, count, size,
+                                 labels=labels, dataset=dataset)
     return [images for images, *_ in itertools.islice(loader, batches)]
 
 

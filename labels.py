@@ -1,18 +1,21 @@
 r"""One's own labels: a table of images, face boxes and angles.
 
-One's own data in five lines; pictures/ is the folder, mine.csv the table:
+The table, mine.csv:
 
-    head -2 mine.csv   # image,x_min,y_min,x_max,y_max,yaw,pitch,roll,group
-                       # anna/01.jpg,120,80,310,330,-12.5,4,1.5,anna
+    image,x_min,y_min,x_max,y_max,yaw,pitch,roll,group
+    anna/01.jpg,120,80,310,330,-12.5,4,1.5,anna
+
+pictures/ is the folder, with anna/01.jpg in it:
+
     python filename_generator.py --labels mine.csv --dataset_path pictures
     python test_shufflenet.py --labels mine.csv --data_dir pictures \
         --snapshot checkpoints/shufflenet_faces.pkl --save_viz
     python train_shufflenet.py --labels mine.csv --data_dir pictures
     python test_shufflenet.py --labels mine.csv --data_dir pictures
 
-The second line checks everything, and names what is wrong by its line; its
+The first line checks everything, and names what is wrong by its line; its
 list of what is usable is for --filename_list, without which all rows are
-used.  The third draws what the shipped network sees, and writes its angles
+used.  The second draws what the shipped network sees, and writes its angles
 and the table's below each other into output/images/: where one of the three
 has the other sign, or another order, in picture after picture, the table's
 convention is not this project's.  This is: degrees; positive yaw turns the

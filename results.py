@@ -94,7 +94,8 @@ class Table:
                     writer = csv.DictWriter(file, self.fields)
                     writer.writeheader()
                     writer.writerows(self.rows)
-        print(f'{len(self.rows)} rows: {shown(self.path)}')
+        noun = 'row' if len(self.rows) == 1 else 'rows'
+        print(f'{len(self.rows)} {noun}: {shown(self.path)}')
         return True
 
 

@@ -4,7 +4,8 @@ As in options.py, nothing here imports PyTorch.
 """
 import os
 
-from options import SHIPPED, new_parser, number, plain_parser
+from options import (DATASETS, LABELS, SHIPPED, check_boxes, new_parser,
+                     number, plain_parser)
 
 
 def box(text):
@@ -98,11 +99,16 @@ def parse_export(description, argv=None):
         help="--int8: the training crops' data set; default: "
         './data/300W_LP/')
     add('--filename_list', metavar='FILE',
-        help='--int8: default: filename_list.txt in the data folder')
+        help='--int8: default: filename_list.txt in the data folder; with '
+        '--labels, all rows')
+    add('--labels', **LABELS)
+    add('--dataset', choices=list(DATASETS), default='300W_LP',
+        help='--int8: BIWI for its poses, with boxes by --labels')
     options = parser.parse_args(argv)
+    check_boxes(parser, options)
     if options.precision != 'float32' and options.path.endswith('.pt2'):
         parser.error(f'argument --{options.precision}: is for .onnx files')
-    if options.filename_list is None:
+    if options.filename_list is None and not options.labels:
         options.filename_list = os.path.join(options.data_dir,
                                              'filename_list.txt')
     return options

@@ -12,6 +12,7 @@ else rendered ones; and with faces68/ and AFLW2000_recropped/ in it, exports of
 the shipped network are measured on these.
 """
 import argparse
+import contextlib
 import datetime
 import itertools
 import json
@@ -129,7 +130,8 @@ def listed(dataset, data, folder):
 def input_pipeline(data, filename_list, options):
     """(a) Training images a second, by number of workers.
 
-    0 workers is the work itself, on one core.
+    0 workers is the work itself, on one core: it is measured for small crops,
+    too, beside those of 224 pixels.
     """
     annotations = datasets.read_annotations(data, filename_list)
     count = 64 if options.quick else 1024
@@ -146,19 +148,33 @@ def input_pipeline(data, filename_list, options):
         yield {'what': f'(a) loading, {number} workers', 'unit': 'images/s',
                **take_turns(lambda: list(map(len, ours)),
                             lambda: list(map(len, theirs)), options, count)}
+    small, whole = (loaders.make_loader(
+        loaders.PoseDataset(data, annotations, size, augment=True),
+        loaders.Batches(indices, 32), 0) for size in SIZES)
+    yield against('224 pixels', {
+        'what': f'(a) loading, {SIZES[0]} pixels, 0 workers',
+        'unit': 'images/s',
+        **take_turns(lambda: list(map(len, small)),
+                     lambda: list(map(len, whole)), options, count)})
 
 
-def stepper(network, batch, options):
+def against(what, row):
+    """Returns a row whose ratio is to something else than the original."""
+    rate = row.pop('original')
+    return {**row, 'note': f'ratio: to {what}, {rate:.1f} {row["unit"]}'}
+
+
+def stepper(network, batch, options, amp='auto'):
     """Returns a function that takes a training step of the recipe's."""
     model = pretrained(network).to(options.device,
                                    memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameter_groups(1e-5),
                                   weight_decay=0, fused=True)
     loader = OneBatch(*random_batch(batch, options))
-    amp = utils.choose_precision('auto', options.device,
-                                 model.config['network'])
+    precision = utils.choose_precision(amp, options.device,
+                                       model.config['network'])
     return partial(engine.train_epoch, model, loader, optimizer,
-                   options.device, amp=amp)
+                   options.device, amp=precision)
 
 
 def plain_stepper(network, batch, options):
@@ -203,6 +219,13 @@ def training_steps(options):
                 note = ' against '.join(peak(step) for step in steps)
             yield {'what': f'(b) step, {network.title}, batch {batch}',
                    'unit': 'images/s', **row, 'note': note}
+        if options.device == 'cpu':
+            batch = 4 if options.quick else 32
+            yield against('float32', {
+                'what': f'(b) step, {network.title}, batch {batch}, bf16',
+                'unit': 'images/s', **take_turns(
+                    stepper(network, batch, options, 'bf16'),
+                    stepper(network, batch, options, 'off'), options, batch)})
 
 
 def peak(step):
@@ -276,12 +299,25 @@ def inference(options):
 
 # ------------------------------------------------------- other runtimes
 
+@contextlib.contextmanager
+def one_thread():
+    """Lets PyTorch have one thread, as `session` and `compiled` do.
+
+    Several are each runtime's own way of sharing work and of waiting, which
+    depends on the machine and on what else it does.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def session(path):
     """Returns a function that runs an .onnx file in onnxruntime."""
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    # Between two runs its threads would go on to spin, in others' turns.
-    settings.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    settings.intra_op_num_threads = 1
     network = onnxruntime.InferenceSession(path, settings)
     return lambda images: network.run(['angles'], {'images': images})[0]
 
@@ -289,13 +325,12 @@ def session(path):
 def compiled(path):
     """Returns a function that runs an .onnx file in OpenVINO, in float32."""
     network = openvino.Core().compile_model(path, 'CPU', {
-        'INFERENCE_PRECISION_HINT': 'f32',
-        'INFERENCE_NUM_THREADS': torch.get_num_threads()})
+        'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': 1})
     return lambda images: network([images])['angles']
 
 
 def in_turns(functions, images, options):
-    """Times functions in turn, after a round that does not count.
+    """Times functions in turn, on one thread, after an uncounted round.
 
     Args:
         functions: by name.
@@ -306,11 +341,12 @@ def in_turns(functions, images, options):
     """
     repeats = 1 if options.quick else max(1, 32 // len(images))
     rates = {name: [] for name in functions}
-    for _ in range(1 + options.rounds):
-        for name, run in functions.items():
-            taken = seconds(lambda: [run(images) for _ in range(repeats)],
-                            'cpu')
-            rates[name].append(len(images) * repeats / taken)
+    with one_thread():
+        for _ in range(1 + options.rounds):
+            for name, run in functions.items():
+                taken = seconds(lambda: [run(images) for _ in range(repeats)],
+                                'cpu')
+                rates[name].append(len(images) * repeats / taken)
     return {name: values[1:] for name, values in rates.items()}
 
 
@@ -460,7 +496,8 @@ def main(argv=None):
                 rows for letter, rows in parts.items()
                 if letter in options.only)):
             rows.append(row)
-            print(f'  {row["what"]}: {row["here"]:.1f} {row["unit"]}',
+            print(f'  {row["what"]}: {row["here"]:.1f} {row["unit"]}'
+                  + (f', ratio {row["ratio"]:.2f}' if 'ratio' in row else ''),
                   flush=True)
     table = pd.DataFrame(rows, columns=['what', 'here', 'original', 'unit',
                                         'ratio', 'note'])

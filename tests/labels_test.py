@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 
 import datasets
+import export
 import filename_generator
 import labels
 import loaders
@@ -436,6 +438,24 @@ def test_training_records_the_tables_hash(sample, table, tmp_path, run):
     moved.write_bytes(path.read_bytes() + b'\n')
     status, _, err = run(train_shufflenet, *again)
     assert status == 1 and 'table (was' in err and err.count('\n') == 1
+
+
+def test_int8s_ranges_come_from_a_tables_images(sample, table, tmp_path, run,
+                                                snapshot):
+    folder = sample / '300W_LP'
+    path = table(table_text(rows_of(folder)))
+    networks = []
+    for name, given in (('mats', []), ('table', ['--labels', path])):
+        target = tmp_path / f'{name}.onnx'
+        status, _, err = run(export, target, '--snapshot', snapshot, '--int8',
+                             '--data_dir', folder, *given)
+        assert status == 0, err
+        networks.append([array.raw_data for array in onnx.load(
+            target).graph.initializer])
+    assert networks[0] == networks[1]
+    status, _, err = run(export, tmp_path / 'x.onnx', '--int8', '--dataset',
+                         'BIWI', '--data_dir', folder)
+    assert status == 2 and 'BIWI has no face boxes; --labels takes' in err
 
 
 def test_what_a_command_line_needs(capsys):
