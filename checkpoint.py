@@ -24,6 +24,7 @@ OURS = {'network', 'validation', 'options', 'provenance'}
 WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'net')
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 COUNTER_TYPES = (torch.int64, torch.int32)
+DOS_FOLDER = 0x10  # among the attributes of an entry in a zip archive
 HUGE = 1e15  # no number of a run is so large; a file's may be 10 ** 400
 LOG_ROW = {'epoch': 0, 'lr': 0.0, 'train_loss': 0.0, 'val_loss': 0.0,
            'yaw': 0.0, 'pitch': 0.0, 'roll': 0.0, 'mae': 0.0, 'note': ''}
@@ -66,17 +67,20 @@ def read_checkpoint(path):
 
 
 def check_archive(file):
-    """Checks the CRCs of a zip archive, which PyTorch does not, and rewinds.
+    """Checks a zip archive as PyTorch does not, and rewinds.
 
-    Files of PyTorch before 1.6 are no archives; nothing in them could be
-    checked.
+    That is the CRCs; and the bit that calls a file a folder, which nothing
+    protects: PyTorch leaves such a tensor as the memory happens to be.  Files
+    of PyTorch before 1.6 are no archives; nothing in them could be checked.
 
     Raises:
         zipfile.BadZipFile: a byte is not what was written.
     """
     if file.read(4) == b'PK\x03\x04':
         with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
+            damaged = archive.testzip() or next((
+                entry.filename for entry in archive.infolist()
+                if entry.external_attr & DOS_FOLDER and entry.file_size), None)
         if damaged:
             raise zipfile.BadZipFile(damaged)
     file.seek(0)

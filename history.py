@@ -10,6 +10,7 @@ import torch
 import torchvision
 from matplotlib.figure import Figure
 
+from datasets import shown
 from pose import AXES
 from utils import RunError, world_size
 
@@ -59,8 +60,8 @@ def refuse_differences(path, before, now, override=False):
 
 def changes_text(changed):
     """Names what `refuse_differences` found, as one line's part."""
-    return ', '.join(f'{name} (was {was}, is {now})'
-                     for name, (was, now) in changed.items())
+    return shown(', '.join(f'{name} (was {was}, is {now})'
+                           for name, (was, now) in changed.items()))
 
 
 def provenance(record, loaders, device):

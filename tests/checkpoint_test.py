@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import re
+import zipfile
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -175,6 +176,23 @@ def test_one_wrong_bit_in_the_weights_is_refused_by_every_script(
         assert status == 1 and err.count('\n') == 1, err
         assert err.startswith(f'{path}: ') and 'damaged' in err
     assert sorted(os.listdir(tmp_path)) == ['bit.pkl', 'x.png']
+
+
+def test_a_tensor_whose_file_is_called_a_folder_is_refused(snapshot,
+                                                           tmp_path):
+    """PyTorch does not read it, and leaves its memory as it happens to be."""
+    with zipfile.ZipFile(snapshot) as archive:
+        entry, names = archive.start_dir, archive.namelist()
+    content = bytearray(snapshot.read_bytes())
+    path = tmp_path / 'x.pkl'
+    for name in names:
+        content[entry + 38] ^= 0x10  # of the attributes, which have no CRC
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match='damaged one'):
+            checkpoint.read_checkpoint(path)
+        content[entry + 38] ^= 0x10
+        entry += 46 + len(name)
+    assert content == snapshot.read_bytes()
 
 
 def test_files_of_old_releases_of_pytorch_are_read(tmp_path):
@@ -514,6 +532,14 @@ def test_a_part_of_a_wrong_type_is_named(interrupted, tmp_path, path, named):
         # Of the log plain values alone are read at all.
         assert named in str(caught.value) or str(caught.value).endswith(
             'log holds more than numbers and text')
+
+
+def test_another_runs_options_are_named_in_a_line(interrupted, tmp_path):
+    content, resume = interrupted
+    file = tmp_path / 'x_last.pkl'
+    torch.save(replaced(content(), ('options', 'batch_size'), 'a\nb'), file)
+    with pytest.raises(RunError, match=r'batch_size \(was a\\nb, is 8\)'):
+        resume(file)
 
 
 @fuzzed

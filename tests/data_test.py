@@ -68,7 +68,9 @@ def test_the_angles_are_yaw_pitch_roll_in_degrees(mat):
     ({'Pose_Para': POSE, 'pt2d': POINTS > 0}, 'pt2d: is no array of real'),
     ({'Pose_Para': POSE.astype(object), 'pt2d': POINTS}, 'no array of real'),
     ({'Pose_Para': {'a': POSE}, 'pt2d': POINTS}, 'no array of real'),
-    ({'Pose_Para': POSE, 'pt2d': np.zeros((2, 0))}, r'shape \(2, K\)')])
+    ({'Pose_Para': POSE, 'pt2d': np.zeros((2, 0))}, r'shape \(2, K\)'),
+    ({'Pose_Para': POSE, 'pt2d': np.dstack([POINTS, POINTS])},
+     r'shape \(2, K\)')])
 def test_a_bad_mat_is_named(mat, fields, message):
     path = mat(mat_bytes(**fields))
     with pytest.raises(DataError, match=message) as caught:
@@ -205,6 +207,9 @@ def test_landmarks_at_the_left_edge_are_seen():
     assert datasets.face_box(pt2d).tolist() == [-0.5, 50, 200, 210]
     pt2d = np.array([[-1, 0, 200], [452, 110, 210]])
     assert datasets.face_box(pt2d).tolist() == [0, 110, 200, 210]
+    # Beyond the edge they are estimated, and part of the face.
+    pt2d = np.array([[-1, -20, 200], [452, 110, 210]])
+    assert datasets.face_box(pt2d).tolist() == [-20, 110, 200, 210]
 
 
 @pytest.mark.parametrize('pt2d', [

@@ -46,6 +46,21 @@ def test_a_box_is_judged_before_its_picture_is_known():
     assert 'too large' in transforms.crop_problem((0, 0, 5001, 3000))
 
 
+def test_a_training_crop_is_for_networks_of_224_pixels_unless_told():
+    crop, _ = transforms.training_crop(PICTURE, (5, 5, 30, 25), CENTRED)
+    assert crop.shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize('flip', [False, True])
+@pytest.mark.parametrize('size', [12, 13])
+@pytest.mark.parametrize('turn', [90.0, 180.0, -90.0])
+def test_a_crop_turns_about_its_centre(turn, size, flip):
+    crop = transforms.turned_crop(PICTURE, 14, 9, size, turn, flip)
+    face = PICTURE[:, ::-1] if flip else PICTURE
+    straight = face[9:9 + size, 14:14 + size]
+    np.testing.assert_array_equal(crop, np.rot90(straight, -turn // 90))
+
+
 # ------------------------------------------------------------- parts, resized
 
 def assert_black_outside(x, y, wide, high):
