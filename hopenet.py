@@ -54,7 +54,7 @@ def bin_index(angles):
     """
     edges = torch.arange(NUM_BINS, device=angles.device) * BIN_WIDTH
     bins = torch.bucketize(angles, edges + MIN_ANGLE, right=True) - 1
-    return bins.clamp_(0, NUM_BINS - 1)
+    return bins.clamp_(min=0)
 
 
 def decode(logits):

@@ -1,11 +1,13 @@
 """One epoch and one evaluation, on a network of one pixel."""
 import contextlib
+import inspect
 
 import numpy as np
 import pytest
 import torch
 
 import engine
+import options
 from hopenet import PoseNetwork, decode, pose_loss, spread
 from pose import MIRROR
 from tests.helpers import OneBatch
@@ -64,6 +66,18 @@ def losses(model, loader, alpha):
 
 
 # ------------------------------------------------------------------- training
+
+@pytest.mark.parametrize('function', [engine.train_epoch, engine.fit])
+def test_called_by_hand_it_does_what_the_scripts_do(function):
+    scripts = vars(options.parse_training('', 'attnet', []))
+    given = {name: parameter.default for name, parameter
+             in inspect.signature(function).parameters.items()
+             if parameter.default is not parameter.empty}
+    shared = given.keys() & scripts.keys() - {'device', 'amp'}  # the machine's
+    assert shared >= {'alpha', 'accumulate', 'as_published'}
+    assert {name: given[name] for name in shared} == {
+        name: scripts[name] for name in shared}
+
 
 @pytest.mark.parametrize('alpha', [0.0, 2.0])
 @pytest.mark.parametrize('accumulate', [1, 2, 3])

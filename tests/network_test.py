@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
-from torchvision.models import get_model, resnet50
+from torchvision.models import ResNet50_Weights, get_model, resnet50
+from torchvision.transforms import functional
 
 import hopenet
 import pose
@@ -176,6 +177,13 @@ def test_bins_are_hopenets(angle):
     edges = np.arange(-99, 102, 3)
     expected = min(np.digitize(angle, edges) - 1, 65)
     assert hopenet.bin_index(torch.tensor(angle)) == expected
+
+
+def test_pixels_are_normalised_as_torchvisions_networks_want_them():
+    images = torch.randint(256, (2, 3, 9, 8), dtype=torch.uint8)
+    weights = ResNet50_Weights.IMAGENET1K_V1.transforms()
+    expected = functional.normalize(images / 255, weights.mean, weights.std)
+    torch.testing.assert_close(hopenet.normalize(images), expected)
 
 
 def test_the_ends_of_the_range_have_bins():
