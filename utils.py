@@ -107,9 +107,10 @@ def choose_precision(amp, device, network):
     Args:
         amp: the option.
         device: 'cpu' or 'cuda:N'.
-        network: 'attnet', whose steps bf16 makes 1.3 to 1.4 times as fast on
-            a CPU that has it (an AMD EPYC with avx512_bf16, one thread, 96
-            and 224 pixels); ShuffleNetV2's were 0.9 and 1.0 times as fast.
+        network: 'attnet', whose steps bf16 makes 1.3 to 1.8 times as fast on
+            a CPU that has it (an AMD EPYC with avx512_bf16, one and two
+            threads, 96 and 224 pixels); ShuffleNetV2's were 0.9 to 1.1 times
+            as fast.
 
     Raises:
         UsageError: fp16 without a GPU.
