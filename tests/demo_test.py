@@ -39,6 +39,7 @@ def test_a_folder_of_crops(run, snapshot, pictures, tmp_path, more):
                            '--output', tmp_path / 'out', *more)
     assert status == 0, err
     assert 'pictures: 3, others, left alone: 1' in out  # notes.txt
+    assert '\n3 rows: ' in out
     table = rows(tmp_path / 'out')
     assert [os.path.basename(row['file']) for row in table] == [
         '2.png', '3.png', '4.png']
@@ -135,7 +136,7 @@ def test_no_face_is_a_row_and_a_notice(run, snapshot, tmp_path):
     status, out, err = run(tmp_path / 'wall.png', '--snapshot', snapshot,
                            '--output', tmp_path / 'out')
     assert status == 0 and err.count('\n') == 1 and 'cascades' in err
-    assert 'wall.png: no face found' in out
+    assert 'wall.png: no face found' in out and '\n1 row: ' in out
     row, = rows(tmp_path / 'out')
     assert row['file'].endswith('wall.png') and row['yaw'] == ''
     assert (tmp_path / 'out' / 'wall.jpg').is_file()
