@@ -11,6 +11,7 @@ pitch lifts the chin, positive roll tilts the head clockwise as we see it.
 """
 import contextlib
 import copy
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from cbam import CBAM, ChannelGate, SpatialGate
+from ending import run_main
 from pose import AXES, MAX_ANGLE
 from weights import load_exactly, plain_keys, require_key
 
@@ -417,4 +419,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run_main(main))

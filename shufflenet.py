@@ -9,6 +9,7 @@ document's CondenseNet is not in torchvision.
     python shufflenet.py     parameters, MACs, size and time of all of them
 """
 import statistics
+import sys
 import time
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
+from ending import run_main
 from hopenet import (ConvNormSequential, PoseNetwork, cost, for_inference,
                      summary)
 from options import BACKBONES
@@ -202,4 +204,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run_main(main))

@@ -421,7 +421,7 @@ def test_summaries_stand_beside_the_published(capsys):
     printed = capsys.readouterr().out
     for figure in ('26,446,326', '26.5M', '23,913,734', '95.9 MB',
                    '1,456,554', '2.5M', '11 MB', 'CondenseNet',
-                   '(attention cbam)', '(attention none)',
+                   '(attention cbam)', '(attention none)', '(width 1.0)',
                    *BACKBONES):
         assert figure in printed
 

@@ -170,10 +170,11 @@ def test_exports_lines_use_an_exported_network(clone, sample, no_torch):
         assert float(angle) == pytest.approx(row[axis], abs=0.01), axis
 
 
-def test_a_pipe_that_is_closed_early_is_no_traceback(clone):
-    done = shell(clone, 'python test_shufflenet.py --data_dir '
-                 'data/sample/AFLW2000 --snapshot checkpoints/'
-                 'shufflenet_faces.pkl | true; exit ${PIPESTATUS[0]}')
+@pytest.mark.parametrize('script', [
+    'test_shufflenet.py --data_dir data/sample/AFLW2000 --snapshot '
+    'checkpoints/shufflenet_faces.pkl', 'shufflenet.py', 'hopenet.py'])
+def test_a_pipe_that_is_closed_early_is_no_traceback(clone, script):
+    done = shell(clone, f'python {script} | true; exit ${{PIPESTATUS[0]}}')
     assert done.returncode == 141 and 'Traceback' not in done.stderr
 
 
