@@ -247,6 +247,18 @@ def test_an_answer_on_two_mirror_images_is_the_mean_of_theirs():
     assert torch.equal(both.logits, plain.logits)
 
 
+@pytest.mark.parametrize('device, processes, kind', [
+    ('cuda:0', 2, torch.nn.SyncBatchNorm), ('cuda:0', 1, torch.nn.BatchNorm2d),
+    ('cpu', 2, torch.nn.BatchNorm2d)])
+def test_batch_norms_of_several_gpus_share_their_statistics(
+        monkeypatch, device, processes, kind):
+    monkeypatch.setattr(engine, 'world_size', lambda: processes)
+    monkeypatch.setattr(engine, 'DistributedDataParallel', lambda model: model)
+    model = Tiny()
+    assert engine.wrap(model, device, False, False) is model
+    assert type(model.norm) is kind
+
+
 @pytest.mark.parametrize('channels_last', [True, False])
 def test_weights_lie_in_memory_as_is_asked(channels_last):
     model = Tiny()
