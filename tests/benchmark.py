@@ -54,12 +54,20 @@ except ImportError as error:
 else:
     MISSING = None
 
+PARTS = 'abcdefg'
 EPOCH = 55_102    # images: nine tenths of 300W-LP's 61,225
 PAIRS = 61_225
 BATCHES = {AttNet: (32,), ShuffleNet: (32, 128)}  # on a CPU
 GPU_BATCHES = (32, 128)
 SIZES = (96, 224)  # pixels of the crops that other runtimes take
 PRECISIONS = ('float32', 'fp16', 'int8')  # of the shipped network's exports
+
+
+def letters(text):
+    """Parses --only."""
+    if not set(text) <= set(PARTS):
+        raise ValueError
+    return text
 
 
 def parse(argv=None):
@@ -72,7 +80,8 @@ def parse(argv=None):
     parser.add_argument('--gpu', type=int, default=0, metavar='N',
                         help='GPU to run on, -1 for the CPU')
     parser.add_argument('--rounds', type=int, default=5, metavar='N')
-    parser.add_argument('--only', default='abcdefg', metavar='LETTERS',
+    parser.add_argument('--only', type=letters, default=PARTS,
+                        metavar='LETTERS',
                         help='these parts alone, such as fg')
     parser.add_argument('--output', default='output/benchmark.json',
                         metavar='FILE')
@@ -519,15 +528,15 @@ def main(argv=None):
     options = parse(argv)
     facts, rows = machine(options), []
     print(', '.join(f'{key} {value}' for key, value in facts.items()))
-    letters = options.only
+    chosen = options.only
     if MISSING:
         print(f'{MISSING} is not installed: no row (f), (g)')
     if MISSING or options.device != 'cpu':
-        letters = letters.translate(str.maketrans('', '', 'fg'))
+        chosen = chosen.translate(str.maketrans('', '', 'fg'))
     with tempfile.TemporaryDirectory() as folder:
         data, _, filename_list = find_data(
             folder, os.environ.get('HEADPOSE_REAL_DATA'))
-        for letter in letters:
+        for letter in chosen:
             given = letter, options, folder, data, filename_list
             rows += (measure(*given) if options.quick else
                      apart(measure, *given))

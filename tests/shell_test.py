@@ -179,6 +179,9 @@ def test_a_pipe_that_is_closed_early_is_no_traceback(clone, script):
 
 
 def test_the_benchmark_runs(clone):
+    done = shell(clone, 'python -m tests.benchmark --only e --rounds 1')
+    assert done.returncode == 0, done.stderr
+    assert '(e) .mat files' in done.stdout
     done = shell(clone, 'python -m tests.benchmark --quick')
     assert done.returncode == 0, done.stderr
     assert (clone / 'output' / 'benchmark.json').is_file()
