@@ -15,8 +15,8 @@ from weights import WeightsError, load_exactly, plain_keys
 # the best epoch have the first line only.
 PARTS = {'network': dict, 'pretrained_norms': list, 'epoch': int,
          'validation': dict, 'options': dict, 'provenance': dict,
-         'log': list, 'optimizer': dict, 'scheduler': dict, 'scaler': dict,
-         'rng': dict}
+         'log': list, 'optimizer': dict, 'scaler': dict, 'frozen': list,
+         'trained': dict, 'averaged': int}
 # Those of them that nobody else's checkpoints have.
 OURS = {'network', 'validation', 'options', 'provenance'}
 # Where others keep the state dict: the official CBAM release in 'state_dict',
@@ -252,7 +252,7 @@ def load_pretrained(model, choice, batch_norms='frozen'):
         choice: 'imagenet', 'none' or a file (see --pretrained).
         batch_norms: 'frozen' keeps the statistics that come with the weights
             (see `PoseNetwork.load_pretrained`), 'live' estimates them anew
-            from the batches; the stem's weights stay as they are with both.
+            from the batches.
 
     Raises:
         WeightsError: the file does not fit, or cannot be downloaded.
@@ -278,16 +278,17 @@ def pretrained_text(model, path, content, batch_norms):
     """
     state = plain_keys(content['model'])
     text = f'{path}: goes on from its weights'
+    stem = ''
     if f'{HEADS[0]}.weight' in state:
         text += ', heads included'
         if 'options' in content:
             text += f' (trained on crops of {trained_size(content)} pixels)'
     else:
         text += '; the heads start fresh'
+        stem = f'{", ".join(model.stem)} not trained, '
     if any('.cbam.' in key for key in model.state_dict().keys() - state):
         text += '; the attention starts fresh'
-    return (f'{text}; {", ".join(model.stem)} not trained, batch norms '
-            f'{batch_norms}')
+    return f'{text}; {stem}batch norms {batch_norms}'
 
 
 def download(weights):
@@ -323,13 +324,9 @@ def check_resumable(content, model):
     wrong = (misfit({'wall_seconds': 0.0, 'data': dict.fromkeys(
                         ('list', 'labels', 'split'), '')},
                     content['provenance'], 'provenance')
-             or misfit([LOG_ROW] * len(rows), rows, 'log')
-             or misfit({'cpu': torch.get_rng_state(), 'cuda': []},
-                       {**content['rng'], 'cuda': []}, 'rng'))
+             or misfit([LOG_ROW] * len(rows), rows, 'log'))
     if not rows or content['epoch'] != len(rows):
         wrong = wrong or 'epoch'
-    if not isinstance(content['rng'].get('cuda'), list):
-        wrong = wrong or 'rng.cuda'
     if not isinstance(content['provenance'].get('overridden', []), list):
         wrong = wrong or 'provenance.overridden'
     if not all(isinstance(name, str) and name in modules
@@ -370,41 +367,3 @@ def misfit(own, saved, name):
         return None if fits else name
     return next(filter(None, (misfit(one, other, f'{name}.{key}')
                               for key, one, other in pairs)), None)
-
-
-def optimizer_misfit(optimizer, saved):
-    """Names the first value of a saved optimizer that does not fit, or None.
-
-    Args:
-        optimizer: a fresh one of the same parameters.
-        saved: its state dict in a checkpoint.
-    """
-    own = optimizer.state_dict()['param_groups']
-    wrong = misfit({'state': {}, 'param_groups': own}, saved, 'optimizer')
-    if wrong:
-        return wrong
-    for number, (group, other) in enumerate(zip(own,
-                                                saved['param_groups'])):
-        if group['params'] != other['params']:
-            return f'optimizer.param_groups.{number}.params'
-    shapes = [parameter.shape for group in optimizer.param_groups
-              for parameter in group['params']]
-    pattern = None  # the same for all parameters
-    for index, entry in saved['state'].items():
-        name = f'optimizer.state.{shown(index)}'
-        if (type(index) is not int or index not in range(len(shapes))
-                or not isinstance(entry, dict)):
-            return name
-        empty = {key: value is None for key, value in entry.items()}
-        pattern = pattern or empty
-        if empty != pattern:
-            return name
-        for key, value in entry.items():
-            if value is not None and not (
-                    isinstance(value, torch.Tensor) and is_plain(value)
-                    and value.dtype in WEIGHT_TYPES
-                    and value.shape == (() if key == 'step'
-                                        else shapes[index])
-                    and value.isfinite().all()):
-                return f'{name}.{shown(key)}'
-    return None

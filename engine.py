@@ -19,7 +19,7 @@ from tqdm import tqdm
 from history import published_text, report_training
 from hopenet import decode, normalize, pose_loss, spread
 from pose import MIRROR, mean_angles
-from run import Run, claimed
+from run import Run, claimed, weight_average
 from utils import (Interrupted, RunError, gather, run_signals_noted,
                    warn_if_busy, world_size)
 
@@ -45,7 +45,7 @@ class Evaluation(NamedTuple):
 
 def train_epoch(model, loader, optimizer, device='cpu', alpha=2.0, amp='off',
                 accumulate=1, epoch=1, as_published=False, wrapped=None,
-                scaler=None, stop=()):
+                scaler=None, stop=(), schedule=None, average=None):
     """Trains one epoch; returns the mean loss over its images.
 
     Args:
@@ -60,6 +60,8 @@ def train_epoch(model, loader, optimizer, device='cpu', alpha=2.0, amp='off',
         wrapped: what computes the logits, if not the model itself (DDP).
         scaler: of the gradients, for fp16.
         stop: signals received; the epoch ends at the first.
+        schedule: `run.Schedule` of the learning rates; None leaves them.
+        average: `run.weight_average` of the model, updated each step.
 
     Raises:
         RunError: the loss is not finite; names the epoch and the step.
@@ -71,7 +73,9 @@ def train_epoch(model, loader, optimizer, device='cpu', alpha=2.0, amp='off',
     wrapped = model if wrapped is None else wrapped
     losses, sizes = [], loader.batch_sampler.sizes()
     bar = tqdm(loader, desc=f'epoch {epoch}', disable=None, leave=False)
-    for (images, angles, _), size in zip(bar, sizes):
+    for step, ((images, angles, _), size) in enumerate(zip(bar, sizes)):
+        if schedule:
+            schedule.set_rates(optimizer, epoch - 1 + step / len(sizes))
         optimizer.zero_grad()
         losses.append(torch.zeros((), device=device))
         for part, true, last in batch_parts(images, angles, accumulate):
@@ -85,6 +89,8 @@ def train_epoch(model, loader, optimizer, device='cpu', alpha=2.0, amp='off',
             losses[-1] += loss.detach()
         scaler.step(optimizer)
         scaler.update()
+        if average:
+            average.update_parameters(model)
         show_loss(bar, losses, len(images), epoch)
         if stop:
             raise Interrupted(stop[0])
@@ -213,10 +219,10 @@ def evaluate(model, loader, device='cpu', alpha=2.0, flip=False, stop=()):
 
 # ------------------------------------------------------------------ the run
 
-def fit(model, loaders, optimizer, scheduler, num_epochs, output,
-        device='cpu', alpha=2.0, amp='off', accumulate=1, channels_last=True,
-        compile=False, patience=None, as_published=False, record=None,
-        resumed=None, override=False, overwrite=False):
+def fit(model, loaders, optimizer, schedule, output, device='cpu', alpha=2.0,
+        amp='off', accumulate=1, channels_last=True, compile=False,
+        patience=None, as_published=False, ema=0.0, record=None, resumed=None,
+        override=False, overwrite=False):
     """Trains and validates; writes the checkpoints, the log and the curves.
 
     Beside `output`, the best checkpoint by validation MAE, stand
@@ -226,12 +232,14 @@ def fit(model, loaders, optimizer, scheduler, num_epochs, output,
         model, device, alpha, amp, accumulate, as_published: see
             `train_epoch`.
         loaders: of training and of validation.
-        optimizer, scheduler: of the model's parameters; the scheduler steps
-            once an epoch.
-        num_epochs: of the whole run, those before `resumed` included.
+        optimizer: of the model's parameters.
+        schedule: `run.Schedule` of the whole run, with the epochs before
+            `resumed`.
         output: path of the best checkpoint.
         channels_last, compile: see `wrap`.
         patience: stop after so many epochs without a lower validation loss.
+        ema: decay of the average of the weights that is validated and kept
+            (see `run.weight_average`); 0 for the weights themselves.
         record: plain dict, kept in the checkpoints as the run's options.
         resumed, override: see `run.initial_weights`, `run.Run.resume`.
         overwrite: replace another run's checkpoints at `output`.
@@ -243,24 +251,26 @@ def fit(model, loaders, optimizer, scheduler, num_epochs, output,
         RunError: the loss is not finite, or a file cannot be written.
         Interrupted: a signal came; the last epoch's checkpoint is whole.
     """
-    run = Run(model, loaders, optimizer, scheduler, output, device, amp,
-              record or {})
+    run = Run(model, loaders, optimizer, output, device, amp, record or {},
+              weight_average(model, ema) if ema else None)
     wrapped = wrap(model, device, channels_last, compile)
     if as_published:
         print(published_text(model))
     with claimed(output, resumed, overwrite), run.way_on():
         if resumed:
-            run.resume(resumed, num_epochs, override)
+            run.resume(resumed, schedule.num_epochs, override)
         warn_if_busy(device)
         with run_signals_noted() as stop:
-            while len(run.rows) < num_epochs and not run.exhausted(patience):
-                lr = optimizer.param_groups[0]['lr']
+            while (len(run.rows) < schedule.num_epochs
+                   and not run.exhausted(patience)):
+                done = len(run.rows)
                 loss = train_epoch(model, loaders[0], optimizer, device,
-                                   alpha, amp, accumulate, len(run.rows) + 1,
-                                   as_published, wrapped, run.scaler, stop)
-                scheduler.step()
-                run.add(lr, loss,
-                        evaluate(model, loaders[1], device, alpha, stop=stop))
+                                   alpha, amp, accumulate, done + 1,
+                                   as_published, wrapped, run.scaler, stop,
+                                   schedule, run.average)
+                run.add(schedule.lr * schedule.factor(done), loss,
+                        evaluate(run.validated(), loaders[1], device, alpha,
+                                 stop=stop))
     report_training(loaders, run.log(), run.best_path)
     return run.log()
 

@@ -14,17 +14,18 @@ from datasets import shown
 from pose import AXES
 from utils import RunError, world_size
 
-# Options that may differ when a run is resumed: they do not change it, or
-# (epochs, patience) only how long it goes on.
-FREE_OPTIONS = {'gpu', 'workers', 'output', 'resume', 'override',
-                'overwrite', 'dataset', 'data_dir', 'filename_list',
-                'labels', 'num_epochs', 'patience'}
-# Options that came after the first checkpoints, and what those runs had.
-LATER_OPTIONS = {'batch_norms': 'frozen', 'backbone': 'shufflenet'}
-# Not even --override can change these: they made the network, its weights,
-# or the optimizer's groups and schedule, which a checkpoint goes on with.
+# Options that make a run: with another value it is another run.  What is not
+# named here, and options that a checkpoint is too old to know, may differ.
+RUN_OPTIONS = {
+    'attention', 'backbone', 'width', 'pretrained', 'batch_norms', 'landmarks',
+    'split', 'split_seed', 'seed', 'batch_size', 'lr', 'lr_steps', 'one_cycle',
+    'head_factor', 'weight_decay', 'ema', 'alpha', 'as_published', 'amp',
+    'augment', 'image_sizes', 'rotate', 'box_jitter', 'color_jitter',
+    'low_resolution', 'light', 'occlude', 'weak_end'}
+# Not even --override can change these: they made the network, its weights, or
+# the optimizer's groups, which a checkpoint goes on with.
 FIXED_OPTIONS = {'attention', 'backbone', 'width', 'pretrained',
-                 'batch_norms', 'head_factor', 'one_cycle', 'as_published'}
+                 'batch_norms', 'head_factor', 'as_published'}
 
 
 def refuse_differences(path, before, now, override=False):
@@ -38,15 +39,13 @@ def refuse_differences(path, before, now, override=False):
     Returns:
         What differs: a dict of names to pairs, what it was and is.
     """
-    before = {**{name: value for name, value in LATER_OPTIONS.items()
-                 if name in now}, **before}
-    free = set(FREE_OPTIONS)
-    if now.get('one_cycle'):
-        free -= {'num_epochs'}  # the schedule is made for their number
-    changed = {name: [before.get(name), now.get(name)]
-               for name in sorted(before.keys() | now.keys())
-               if name not in free
-               and before.get(name) != now.get(name)}
+    names = RUN_OPTIONS | {'list', 'labels', 'table', 'split'}
+    if now.get('one_cycle') or now.get('weak_end') or len(
+            now.get('image_sizes', [])) > 1:
+        names.add('num_epochs')  # it shapes every epoch of the run
+    changed = {name: [before[name], now[name]] for name
+               in sorted(names & before.keys() & now.keys())
+               if before[name] != now[name]}
     if changed and not override:
         raise RunError(f'{path}: is of another run: {changes_text(changed)}; '
                        '--override resumes all the same')

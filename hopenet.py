@@ -163,9 +163,9 @@ class PoseNetwork(nn.Module):
         """Loads ImageNet weights, or a trained network's with its heads.
 
         Only the heads, and an attention that the file has no part of, may be
-        missing; those start fresh.  The stem is frozen, and so are the
-        statistics of all batch norms that came with the file (HopeNet's
-        recipe: its batches are too small to estimate them anew).
+        missing; those start fresh.  The statistics of all batch norms that
+        came with the file are frozen (HopeNet's recipe: its batches are too
+        small to estimate them anew), and so is the stem of ImageNet weights.
 
         Raises:
             WeightsError: any other key is missing, unexpected or mis-shaped.
@@ -177,10 +177,12 @@ class PoseNetwork(nn.Module):
                  if (key.startswith(HEADS) and not has_heads)
                  or ('.cbam.' in key and not has_attention)]
         load_exactly(self, state, fresh)
-        self.freeze_pretrained([
+        self.pretrained_norms = [
             name for name, module in self.named_modules()
             if isinstance(module, nn.BatchNorm2d)
-            and f'{name}.running_mean' in state])
+            and f'{name}.running_mean' in state]
+        if not has_heads:
+            self.freeze_stem()
 
     def freeze_statistics(self):
         """Puts pretrained batch norms into eval mode; call after train().
@@ -191,12 +193,6 @@ class PoseNetwork(nn.Module):
         for name in self.pretrained_norms:
             self.get_submodule(name).eval()
 
-    def freeze_pretrained(self, norms):
-        """Freezes the stem, and the statistics of the named batch norms."""
-        self.pretrained_norms = norms
-        if norms:
-            self.freeze_stem()
-
     def freeze_stem(self):
         """Leaves the stem's weights as they are; call before the groups."""
         for name in self.stem:
@@ -206,7 +202,8 @@ class PoseNetwork(nn.Module):
                          head_factor=HEAD_FACTOR):
         """Returns Adam's groups: the trained backbone, and faster heads.
 
-        Every parameter that is not frozen is in exactly one group.
+        Every parameter that is not frozen is in exactly one group.  Biases
+        and batch norms are in groups without weight decay.
 
         Args:
             lr: base learning rate.
@@ -226,9 +223,11 @@ class PoseNetwork(nn.Module):
                 if name.startswith(self.published_untrained):
                     parameter.requires_grad_(False)
             if parameter.requires_grad:
-                groups.setdefault(factor, []).append(parameter)
-        return [{'params': parameters, 'lr': lr * factor}
-                for factor, parameters in sorted(groups.items())]
+                groups.setdefault((factor, parameter.ndim > 1),
+                                  []).append(parameter)
+        return [{'params': parameters, 'lr': lr * factor,
+                 **({} if decays else {'weight_decay': 0.0})}
+                for (factor, decays), parameters in sorted(groups.items())]
 
     def run(self, block, x):
         """Applies a block, keeping its activations or not."""

@@ -4,6 +4,7 @@ An image is a uint8 array (size, size, 3), RGB; it becomes a network's float
 input on the device (`hopenet.normalize`), where that costs least.
 """
 import collections
+import functools
 import os
 import signal
 
@@ -18,9 +19,11 @@ import labels as tables
 from datasets import (DataError, fault, photograph, read_annotations,
                       read_image, shown)
 from options import DATASETS
+from augment import Draws
 from transforms import (DRAWS, Augmentation, augmented_crop, crop_problem,
                         protocol_crop, shrinkage)
 
+WEAK = 0.25  # of the augmentation is left at the end of a run
 # Of all images, in validation: beyond these 9:1 is no longer what was asked.
 LEAST_SHARE, MOST_SHARE = 0.05, 0.2
 
@@ -34,15 +37,18 @@ class PoseDataset:
     Args:
         data_dir: the folder that the annotations' names are relative to.
         annotations: of all listed images; a split picks among the indices.
-        size: side of the crops, pixels.
+        size: side of the crops, pixels; or a list, one for each epoch.
         augment: training crops; else the protocol's test crop.
         seed: of the augmentation.
-        more: augmentation beyond HopeNet's.
+        more: augmentation beyond HopeNet's; or a list, one for each epoch.
         protocol: of the test crop, see `transforms.protocol_crop`.
+        textures: indices of the images that patches are cut from, see
+            `augment.occluded`; None for patches of one colour.
     """
 
     def __init__(self, data_dir, annotations, size=224, augment=False,
-                 seed=0, more=Augmentation(), protocol='ours'):
+                 seed=0, more=Augmentation(), protocol='ours',
+                 textures=None):
         self.data_dir = data_dir
         self.annotations = annotations
         self.size = size
@@ -50,7 +56,8 @@ class PoseDataset:
         self.seed = seed
         self.more = more
         self.protocol = protocol
-        self._draws = None, None  # the epoch that they are for, and they
+        self.textures = textures
+        self._draws = None, None  # cached: (epoch, its random numbers)
 
     def __len__(self):
         return len(self.annotations.names)
@@ -68,6 +75,11 @@ class PoseDataset:
                 len(self), DRAWS, generator=generator).numpy()
         return self._draws[1]
 
+    def texture(self, draw):
+        """Returns a training picture to cut a patch from, an RGB array."""
+        index = self.textures[int(draw * len(self.textures))]
+        return read_image(self.path(index), fast=True, shrink=2)
+
     def __getitem__(self, key):
         """Returns an image, its angles and its index.
 
@@ -84,22 +96,34 @@ class PoseDataset:
         epoch, index = key
         path, box = self.path(index), self.annotations.boxes[index]
         angles = self.annotations.angles[index]
-        shrink = 1
+        size, shrink = of_epoch(self.size, epoch), 1
         if self.augment:
-            shrink = shrinkage(box, self.draws(epoch)[index], self.size,
-                               self.more.box_jitter)
+            draws = Draws(*self.draws(epoch)[index])
+            more = of_epoch(self.more, epoch)
+            shrink = shrinkage(box, draws, size, more.box_jitter)
         image = read_image(path, self.augment, shrink)
         problem = crop_problem(box, *np.multiply(image.shape[1::-1], shrink))
         if problem:
             raise fault(path, problem)
         if self.augment:
-            image, angles = augmented_crop(
-                image, box, angles, self.draws(epoch)[index], self.size,
-                self.more, shrink)
+            other = self.textures and functools.partial(self.texture,
+                                                        draws.other)
+            image, angles = augmented_crop(image, box, angles, draws, size,
+                                           more, shrink, other)
         else:
-            image = np.array(protocol_crop(Image.fromarray(image), box,
-                                           self.size, self.protocol))
+            image = np.array(protocol_crop(Image.fromarray(image), box, size,
+                                           self.protocol))
         return image, angles.astype(np.float32), index
+
+
+def of_epoch(value, epoch):
+    """Returns what of a list is for an epoch, counted from 1; or the value.
+
+    Epochs beyond its end have its last entry.
+    """
+    if isinstance(value, list):
+        return value[min(max(epoch, 1), len(value)) - 1]
+    return value
 
 
 def permutation(count, seed):
@@ -309,7 +333,8 @@ def training_loaders(data_dir, filename_list, batch_size=32,
                      image_size=224, landmarks='visible', augment=True,
                      more=Augmentation(), split='photo', split_seed=0,
                      seed=0, workers=0, device='cpu', rank=0, world=1,
-                     labels=None, dataset=None):
+                     labels=None, dataset=None, num_epochs=1,
+                     image_sizes=None, weak_end=0.0):
     """Returns the shuffled training and the fixed validation loader.
 
     Args:
@@ -324,6 +349,11 @@ def training_loaders(data_dir, filename_list, batch_size=32,
         workers: processes that load images.
         device: that the batches will go to.
         rank, world: of this process, and the number of processes.
+        num_epochs: of the run, which these share out:
+        image_sizes: sides of the training crops, one after the other, in
+            equal parts of the run; None for `image_size` throughout.
+        weak_end: the last share of the run, whose training crops have a
+            quarter of `more`.
 
     Raises:
         DataError: see `read_data`, `split_names` and `check_split`; or there
@@ -338,8 +368,13 @@ def training_loaders(data_dir, filename_list, batch_size=32,
     if len(training) < world:
         raise DataError(f'{filename_list or labels}: {len(training)} training '
                         f'images are too few for {world} processes')
-    train_set = PoseDataset(data_dir, annotations, image_size, augment, seed,
-                            more)
+    sizes = image_sizes or [image_size]
+    train_set = PoseDataset(
+        data_dir, annotations,
+        [sizes[epoch * len(sizes) // num_epochs]
+         for epoch in range(num_epochs)], augment, seed,
+        [more.weakened(WEAK) if epoch >= num_epochs * (1 - weak_end) else more
+         for epoch in range(num_epochs)], textures=training)
     val_set = PoseDataset(data_dir, annotations, image_size)
     return tuple(
         make_loader(dataset, Batches(indices, batch_size, shuffle, seed,

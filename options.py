@@ -144,12 +144,18 @@ def training_parser(description, network):
         help='learning rate of the heads over the base; default: 5')
     add('--one_cycle', action='store_true',
         help='warm up for a tenth of the epochs, then fall along a cosine, '
-        'instead of --lr_steps')
-    add('--weight_decay', type=number(float, 0), default=0.0)
+        'step by step, instead of --lr_steps')
+    add('--weight_decay', type=number(float, 0), default=0.0,
+        help='of weights; biases and batch norms have none')
+    add('--ema', type=number(float, 0, 0.999999), default=0.0,
+        metavar='DECAY', help='validate and keep an exponential moving '
+        'average of the weights, e.g. 0.999; default: 0, the last weights')
     add('--alpha', type=number(float, 0), default=2.0,
         help='weight of the squared error in the loss')
-    add('--image_size', type=number(int, 64, CROP_SIZES[1]), default=224,
-        metavar='PIXELS')
+    add('--image_size', type=number(int, 64, CROP_SIZES[1]), default=[224],
+        nargs='+', dest='image_sizes', metavar='PIXELS',
+        help='side of the crops; of several, each has an equal part of the '
+        'epochs, and the last is that of validation')
     add('--no_augment', dest='augment', action='store_false',
         help='train on the fixed crops of the test protocol')
     add('--split', choices=('photo', 'image'), default='photo',
@@ -284,6 +290,7 @@ def parse_training(description, network, argv=None):
     if options.output is None:
         options.output = CHECKPOINTS.get(backbone,
                                          f'checkpoints/{backbone}.pkl')
+    options.image_size = options.image_sizes[-1]
     if options.as_published:
         options.split = 'image'
     if options.resume == '':

@@ -2,48 +2,85 @@
 import contextlib
 import gc
 import json
+import math
 import os
 import time
-import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from checkpoint import (check_resumable, load_pretrained, misfit,
-                        optimizer_misfit, read_checkpoint, save_checkpoint)
+from checkpoint import (check_resumable, load_pretrained, read_checkpoint,
+                        save_checkpoint)
 from history import (angles_text, changes_text, plot_curves, provenance,
                      refuse_differences)
 from options import sibling
 from pose import AXES
-from utils import (Interrupted, RunError, UsageError, atomic, command_line,
-                   locked, lost_process, process_rank)
+from utils import (Interrupted, RunError, atomic, command_line, locked,
+                   lost_process, process_rank)
 from weights import WeightsError, load_exactly
 
-# Options that the optimizer and the schedule are made of.
-SCHEDULE_OPTIONS = {'lr', 'lr_steps', 'weight_decay', 'num_epochs'}
+RISE = 0.1            # share of a cycle in which the rates rise
+START = 1 / 25        # of its own rate, where a group's starts
+END = START / 10_000  # and where it ends
 
 
-def one_cycle(optimizer, epochs):
-    """Returns a schedule from and to nearly 0, one step an epoch.
+class Schedule(NamedTuple):
+    """The learning rates over a run, a function of its progress alone.
 
-    Each group rises to its own rate in a tenth of the epochs, but at least
-    in one, and falls along a cosine (Smith and Topin 2019, as PyTorch has
-    it).
+    In a cycle (Smith and Topin 2019) the rates rise along a cosine for a
+    tenth of the run, and fall along one to nearly 0.
 
-    Raises:
-        UsageError: there are not three epochs: to rise, to train, to fall.
+    Attributes:
+        num_epochs: of the run.
+        lr: base learning rate.
+        lr_steps: epochs after which the rates fall to a tenth.
+        one_cycle: one cycle instead of these.
     """
-    if epochs < 3:
-        raise UsageError(f'--one_cycle: {epochs} epochs are too few to rise '
-                         'and to fall, it needs 3')
-    # PyTorch counts the step before the first, too: 1 epoch is 2 steps.
-    return OneCycleLR(optimizer, [group['lr'] for group
-                                  in optimizer.param_groups],
-                      total_steps=epochs,
-                      pct_start=0.1 if epochs > 10 else 2 / epochs,
-                      cycle_momentum=False)
+    num_epochs: int
+    lr: float
+    lr_steps: tuple = ()
+    one_cycle: bool = False
+
+    def factor(self, progress):
+        """Returns the rates' common factor after so many epochs, a float."""
+        if not self.one_cycle:
+            return 0.1 ** sum(progress >= step for step in self.lr_steps)
+        share = progress / self.num_epochs
+        if share < RISE:
+            return cosine(START, 1.0, share / RISE)
+        return cosine(1.0, END, (share - RISE) / (1 - RISE))
+
+    def set_rates(self, optimizer, progress):
+        """Sets the rates of an optimizer's groups after so many epochs."""
+        for group in optimizer.param_groups:
+            group.setdefault('initial_lr', group['lr'])
+            group['lr'] = group['initial_lr'] * self.factor(progress)
+
+
+def cosine(start, end, share):
+    """Returns a value on the way from `start` to `end`, along a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def weight_average(model, decay):
+    """Returns an exponential moving average of a network's state.
+
+    Batch norms' statistics are averaged as the weights are.  The decay grows
+    from little to its own value, so that an early average does not consist of
+    initial weights.
+
+    Args:
+        model: the network that is trained.
+        decay: share of the average that a step keeps, below 1.
+    """
+    def update(averaged, current, count):
+        early = (1 + int(count)) / (10 + int(count))
+        get_ema_multi_avg_fn(min(decay, early))(averaged, current, count)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def initial_weights(model, pretrained='imagenet', resume=None, output=None,
@@ -79,12 +116,12 @@ def initial_weights(model, pretrained='imagenet', resume=None, output=None,
         check_resumable(resumed, model)
         changed = refuse_differences(resume, resumed['options'],
                                      record or {}, override)
-        load_exactly(model, resumed['model'])
+        load_exactly(model, resumed['trained'] or resumed['model'])
     except WeightsError as error:
         raise WeightsError(f'{resume}: {error}') from None
-    model.freeze_pretrained(resumed['pretrained_norms'])
-    if batch_norms == 'live' and pretrained != 'none':
-        model.freeze_stem()
+    model.pretrained_norms = resumed['pretrained_norms']
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in resumed['frozen'])
     return {**resumed, 'path': resume, 'changed': changed}
 
 
@@ -141,11 +178,11 @@ class Run:
     Args: see `fit`.
     """
 
-    def __init__(self, model, loaders, optimizer, scheduler, output, device,
-                 amp, record):
+    def __init__(self, model, loaders, optimizer, output, device, amp, record,
+                 average=None):
         self.model = model
         self.optimizer = optimizer
-        self.scheduler = scheduler
+        self.average = average
         self.scaler = torch.amp.GradScaler(enabled=amp == 'fp16')
         self.output = output
         self.device = device
@@ -172,7 +209,7 @@ class Run:
                 self.provenance['data'], override)}
         self.rows = checkpoint['log']
         self.seconds = checkpoint['provenance']['wall_seconds']
-        self.take_over(checkpoint, bool(changed.keys() & SCHEDULE_OPTIONS))
+        self.take_over(checkpoint)
         before = checkpoint['provenance'].get('overridden')
         if before or changed:
             self.provenance['overridden'] = list(before or [])
@@ -189,49 +226,33 @@ class Run:
         if best != path and os.path.exists(best):
             self.best_path = best
 
-    def take_over(self, checkpoint, anew):
-        """Restores optimizer, schedule, scaler and generators.
+    def take_over(self, checkpoint):
+        """Restores optimizer, average and scaler; rates are the schedule's.
 
         Args:
             checkpoint: see `initial_weights`.
-            anew: keep what this run's options made of rates and schedule,
-                at the epoch that is reached.
 
         Raises:
-            WeightsError: a part of the checkpoint is none.
+            WeightsError: a part of the checkpoint does not fit this run.
         """
-        own = [{key: value for key, value in group.items()
-                if key != 'params'} for group in self.optimizer.param_groups]
-        schedule = self.scheduler.state_dict()
-        saved = checkpoint['scheduler']
-        wrong = optimizer_misfit(self.optimizer, checkpoint['optimizer'])
-        if not anew:
-            wrong = wrong or misfit(schedule, saved, 'scheduler')
-            if not wrong and (saved.keys() - schedule or saved.get(
-                    'last_epoch', len(self.rows)) != len(self.rows)):
-                wrong = 'scheduler'
-        if self.scaler.is_enabled() and checkpoint['scaler']:
-            wrong = wrong or misfit(self.scaler.state_dict(),
-                                    checkpoint['scaler'], 'scaler')
         try:
-            if not wrong:
-                self.optimizer.load_state_dict(checkpoint['optimizer'])
-                if checkpoint['scaler'] and self.scaler.is_enabled():
-                    self.scaler.load_state_dict(checkpoint['scaler'])
-                restore_generators(checkpoint['rng'], self.device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            wrong = f'the state of the run ({type(error).__name__})'
-        if wrong:
-            raise WeightsError(f'{checkpoint["path"]}: {wrong} is not what '
-                               'a run has there')
-        if not anew:
-            self.scheduler.load_state_dict(saved)
-            return
-        for group, values in zip(self.optimizer.param_groups, own):
-            group.update(values)
-        with warnings.catch_warnings(action='ignore'):  # steps without
-            for _ in self.rows:                         # the optimizer's
-                self.scheduler.step()
+            self.optimizer.load_state_dict({
+                'state': checkpoint['optimizer']['state'],
+                'param_groups': self.optimizer.state_dict()['param_groups']})
+            if self.average:
+                load_exactly(self.average.module, checkpoint['model'])
+                self.average.n_averaged.fill_(checkpoint['averaged'])
+            if checkpoint['scaler'] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(checkpoint['scaler'])
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError,
+                RuntimeError) as error:
+            raise WeightsError(
+                f'{checkpoint["path"]}: holds no state of this run '
+                f'({type(error).__name__})') from None
+
+    def validated(self):
+        """Returns the network that is validated and kept."""
+        return self.average.module if self.average else self.model
 
     def add(self, lr, train_loss, result):
         """Adds an epoch: notes it, writes its files and prints it.
@@ -283,11 +304,9 @@ class Run:
         self.clock = now
         self.provenance['wall_seconds'] = round(self.seconds, 1)
         row = self.rows[-1]
-        # On the CPU, or machines without a GPU could not just load it.
-        weights = {name: tensor.cpu() for name, tensor
-                   in self.model.state_dict().items()}
         checkpoint = {
-            'network': self.model.config, 'model': weights,
+            'network': self.model.config,
+            'model': on_cpu(self.validated().state_dict()),
             'pretrained_norms': self.model.pretrained_norms,
             'epoch': row['epoch'], 'validation': row,
             'options': self.record, 'provenance': self.provenance}
@@ -299,10 +318,12 @@ class Run:
         save_checkpoint(sibling(self.output, '_last.pkl'), {
             **checkpoint, 'log': self.rows,
             'optimizer': self.optimizer.state_dict(),
-            'scheduler': self.scheduler.state_dict(),
             'scaler': self.scaler.state_dict(),
-            'rng': {'cpu': torch.get_rng_state(),
-                    'cuda': torch.cuda.get_rng_state_all()}})
+            'frozen': [name for name, parameter
+                       in self.model.named_parameters()
+                       if not parameter.requires_grad],
+            'trained': on_cpu(self.model.state_dict()) if self.average else {},
+            'averaged': int(self.average.n_averaged) if self.average else 0})
         with atomic(sibling(self.output, '_log.csv')) as path:
             with open(path, 'w', encoding='utf-8') as file:
                 file.write(f'# {json.dumps(self.provenance)}\n')
@@ -340,19 +361,6 @@ class Run:
                 f'start again with: {command_line(resume=False)}')
 
 
-def restore_generators(rng, device):
-    """Restores the states of PyTorch's random generators.
-
-    Args:
-        rng: of a checkpoint: 'cpu', a state, and 'cuda', one for each GPU
-            that was visible then; fewer may be now.
-        device: of this run.
-
-    Raises:
-        RuntimeError, TypeError: these are no such states.
-    """
-    torch.set_rng_state(rng['cpu'])
-    if device != 'cpu':
-        for number, state in enumerate(
-                rng['cuda'][:torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(state, number)
+def on_cpu(state):
+    """Returns a state dict that machines without a GPU can load."""
+    return {name: tensor.cpu() for name, tensor in state.items()}

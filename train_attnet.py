@@ -13,13 +13,12 @@ if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_training(__doc__, 'attnet')
 
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import MultiStepLR
 
 from datasets import DataError
 from engine import fit
 from hopenet import AttNet
 from loaders import training_loaders
-from run import initial_weights, one_cycle
+from run import Schedule, initial_weights
 from transforms import Augmentation
 from utils import choose_precision, init_process, run_script
 
@@ -44,11 +43,8 @@ def main(argv=None):
         model.parameter_groups(options.lr, options.as_published,
                                options.head_factor),
         weight_decay=options.weight_decay, fused=True)
-    if options.one_cycle:
-        scheduler = one_cycle(optimizer, options.num_epochs)
-    else:
-        scheduler = MultiStepLR(optimizer, options.lr_steps, gamma=0.1)
-    fit(model, loaders, optimizer, scheduler, record=recorded(options),
+    schedule = Schedule(**arguments(Schedule, options))
+    fit(model, loaders, optimizer, schedule, record=recorded(options),
         resumed=resumed, **arguments(fit, options))
 
 

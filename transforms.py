@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from augment import Draws, occluded, relit
 from pose import MIRROR, beyond_range, turned
 
 # The published margins around the landmarks, in box sizes, for margin k.
@@ -38,7 +39,7 @@ MIN_PICTURE = 8
 
 BLURRED = 0.05  # share of the training images
 
-DRAWS = 14  # random numbers for a training image
+DRAWS = len(Draws._fields)  # random numbers for a training image
 
 
 class Augmentation(NamedTuple):
@@ -47,6 +48,12 @@ class Augmentation(NamedTuple):
     box_jitter: float = 0.0      # move and scale the box by up to this share
     color_jitter: float = 0.0    # change brightness, contrast and saturation
     low_resolution: float = 0.0  # of this share of the images, up to 4 times
+    light: float = 0.0           # other light in this share of the images
+    occlude: float = 0.0         # something in front of this share of them
+
+    def weakened(self, factor):
+        """Returns the same with every amount and share times a factor."""
+        return Augmentation(*(factor * value for value in self))
 
 
 def expand_box(box, k, side, above=ABOVE):
@@ -182,12 +189,9 @@ def training_crop(image, box, draws, size=224, turn=0.0, shrink=1):
         The crop, a uint8 array (size, size, 3), and whether it is flipped.
     """
     flip = bool(draws[3] < 0.5)
-    x_min, y_min, x_max, y_max = expand_box(box, 0.2 + 0.2 * draws[0],
-                                            TRAIN_SIDE)
+    (x_min, y_min, x_max, y_max), (width, height), (left, top) = framing(
+        box, draws, size)
     wide, high = x_max - x_min, y_max - y_min
-    width, height = resized(wide, high, round(size * 240 / 224))
-    left = int(draws[1] * (width - size + 1))
-    top = int(draws[2] * (height - size + 1))
     # What a turn brings in from beyond the box.
     rim = math.ceil(0.21 * size * wide / width) if turn else 0
     part = x_min - rim, y_min - rim, x_max + rim, y_max + rim
@@ -212,6 +216,44 @@ def training_crop(image, box, draws, size=224, turn=0.0, shrink=1):
         face = face[top:top + size, left:left + size]
         return cv2.flip(face, 1) if flip else face, flip
     return turned_crop(face, left, top, size, turn, flip), flip
+
+
+def framing(box, draws, size):
+    """Returns what a training crop shows: HopeNet's margin and shift.
+
+    Args:
+        box: of the landmarks.
+        draws: margin, shift across and down, in [0, 1).
+        size: side of the crop, pixels.
+
+    Returns:
+        The box with its margin, four ints; the width and height that it is
+        resized to; and the crop's left and top in it.
+    """
+    part = expand_box(box, 0.2 + 0.2 * draws[0], TRAIN_SIDE)
+    width, height = resized(part[2] - part[0], part[3] - part[1],
+                            round(size * 240 / 224))
+    left = int(draws[1] * (width - size + 1))
+    top = int(draws[2] * (height - size + 1))
+    return part, (width, height), (left, top)
+
+
+def face_in_crop(box, draws, size, turn=0.0):
+    """Returns where the face box lies in a training crop.
+
+    Args: as for `training_crop`.
+
+    Returns:
+        Its centre, array (2,), and its height, pixels.
+    """
+    part, resized_to, corner = framing(box, draws, size)
+    scale = np.divide(resized_to, np.subtract(part[2:], part[:2]))
+    center = (np.add(box[:2], box[2:]) / 2 - part[:2]) * scale - corner
+    if draws[3] < 0.5:
+        center[0] = size - center[0]
+    cosine, sine = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+    center = (center - size / 2) @ [[cosine, sine], [-sine, cosine]]
+    return center + size / 2, (box[3] - box[1]) * scale[1]
 
 
 def turned_crop(face, left, top, size, turn, flip):
@@ -353,7 +395,8 @@ def recolored(image, amount, draws):
         amount: share of the value, below 1.
         draws: three numbers in [0, 1).
     """
-    brightness, contrast, saturation = 1 + amount * (2 * draws - 1)
+    brightness, contrast, saturation = 1 + amount * (
+        2 * np.asarray(draws) - 1)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     middle = grey.mean() * brightness * (1 - contrast)
     image = cv2.addWeighted(image, saturation,
@@ -371,33 +414,40 @@ def coarsened(image, draw):
 
 
 def augmented_crop(image, box, angles, draws, size, more=Augmentation(),
-                   shrink=1):
+                   shrink=1, other=None):
     """Returns a training crop and the angles of the head in it.
 
     Args:
         image: RGB array (H, W, 3).
         box: of the landmarks.
         angles: (3,) degrees.
-        draws: DRAWS numbers in [0, 1).
+        draws: `Draws`, or as many numbers in [0, 1).
         size: side of the crop, pixels.
         more: augmentation beyond HopeNet's.
         shrink: see `training_crop`.
+        other: see `augment.occluded`.
     """
+    draws = Draws(*draws)
     turn = 0.0
     if more.box_jitter:
         box = jittered(box, more.box_jitter, draws[5:8])
-    if draws[3] < 0.5:  # as training_crop flips
+    if draws.flip < 0.5:  # as training_crop flips
         angles = angles * np.float32(MIRROR)
     if more.rotate:
-        turn = more.rotate * (2 * float(draws[8]) - 1)
+        turn = more.rotate * (2 * float(draws.turn) - 1)
         new = turned(angles, turn)
         if beyond_range(new):
             turn = 0.0  # there are no bins for the head so turned
         else:
             angles = new
     image, _ = training_crop(image, box, draws, size, turn, shrink)
-    if draws[9] < more.low_resolution:
-        image = coarsened(image, draws[10])
+    if draws.occlude < more.occlude:
+        image = occluded(image, *face_in_crop(box, draws, size, turn), angles,
+                         draws, other)
+    if draws.light < more.light:
+        image = relit(image, draws)
+    if draws.coarse < more.low_resolution:
+        image = coarsened(image, draws.coarse_by)
     if more.color_jitter:
         image = recolored(image, more.color_jitter, draws[11:14])
     return image, angles
