@@ -200,6 +200,14 @@ def add_augmentation(group):
         help='change brightness, contrast and saturation by up to this')
     add('--low_resolution', type=number(float, 0, 1), default=0.0,
         metavar='SHARE', help='take detail out of this share of the images')
+    add('--light', type=number(float, 0, 1), default=0.0, metavar='SHARE',
+        help='change the light of this share of the images: one side darker, '
+        'gamma, contrast, grey, noise')
+    add('--occlude', type=number(float, 0, 1), default=0.0, metavar='SHARE',
+        help='put dark glasses or a patch over this share of the faces')
+    add('--weak_end', type=number(float, 0, 1), default=0.0, metavar='SHARE',
+        help='in this last share of the epochs, do all of this a quarter as '
+        'much')
 
 
 def add_run_options(group):

@@ -18,9 +18,10 @@ import loaders
 import test_shufflenet
 import train_attnet
 import train_shufflenet
+import transforms
 import utils
 from pose import AXES, MIRROR
-from run import one_cycle
+from run import Schedule, weight_average
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, TEST_LINE
 from tests.helpers import evaluation_options
@@ -103,10 +104,10 @@ def test_eight_images_are_learnt_by_heart(request, sample):
     model = ShuffleNet()
     optimizer = torch.optim.Adam(model.parameter_groups(1e-3))
     # To 0 at the end: the running statistics then are those of the weights.
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 120)
-    for epoch in range(120):
-        engine.train_epoch(model, loader, optimizer, alpha=0.1, epoch=epoch)
-        scheduler.step()
+    schedule = Schedule(120, 1e-3, one_cycle=True)
+    for epoch in range(1, 121):
+        engine.train_epoch(model, loader, optimizer, alpha=0.1, epoch=epoch,
+                           schedule=schedule)
     result = engine.evaluate(model, loader)
     assert len(result.errors) == 8
     assert result.errors.mean() < 3
@@ -136,16 +137,18 @@ def test_a_run_needs_no_command_line(sample, tmp_path, in_a_thread):
             SIZE)
         model = ShuffleNet(0.5)
         optimizer = torch.optim.Adam(model.parameter_groups(1e-3))
-        scheduler = one_cycle(optimizer, 3)
-        return model, pair, engine.fit(model, pair, optimizer, scheduler, 3,
-                                       str(tmp_path / 'net.pkl'))
+        return model, pair, engine.fit(
+            model, pair, optimizer, Schedule(3, 1e-3, one_cycle=True),
+            str(tmp_path / 'net.pkl'))
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         model, (training, validation), log = (
             pool.submit(train).result() if in_a_thread else train())
     assert log.epoch.tolist() == [1, 2, 3]
     # The base rate, not the heads' fivefold one.
-    assert log.lr.tolist() == pytest.approx([1e-3 / 25, 1e-3, 4e-9])
+    assert log.lr.tolist() == pytest.approx([
+        1e-3 / 25, 1e-3 * Schedule(3, 1e-3, one_cycle=True).factor(1),
+        1e-3 * Schedule(3, 1e-3, one_cycle=True).factor(2)])
     # Only the training images are drawn anew.
     assert training.batch_sampler.epoch == 3
     assert validation.batch_sampler.epoch == 0
@@ -172,31 +175,97 @@ def test_every_option_of_the_recipe_trains(sample, run, tmp_path):
         '--batch_size', 8, '--workers', 0, '--lr', 0.001, '--width', 0.5,
         '--one_cycle', '--weight_decay', 0.05, '--head_factor', 1,
         '--rotate', 30, '--box_jitter', 0.2, '--color_jitter', 0.3,
-        '--low_resolution', 0.5, '--output', tmp_path / 'x.pkl')
+        '--low_resolution', 0.5, '--light', 0.9, '--occlude', 0.9,
+        '--weak_end', 0.3, '--ema', 0.9, '--output', tmp_path / 'x.pkl')
     assert status == 0, err
     log = pd.read_csv(tmp_path / 'x_log.csv', comment='#')
-    assert log.lr[2] < log.lr[0] < log.lr[1] <= 0.001 * (1 + 1e-9)
+    assert log.lr[0] < log.lr[2] < log.lr[1] < 0.001
     last = torch.load(tmp_path / 'x_last.pkl', weights_only=True)
     rates = {group['initial_lr'] for group
              in last['optimizer']['param_groups']}
     assert len(rates) == 1  # the heads have no rate of their own
 
 
-def test_one_cycle_rises_for_a_tenth_and_falls_to_nearly_nothing():
-    model = ShuffleNet(0.5)
-    optimizer = torch.optim.AdamW(model.parameter_groups(0.001))
-    schedule = one_cycle(optimizer, 30)
-    rates = []
-    for _ in range(30):
-        rates.append([group['lr'] for group in optimizer.param_groups])
+def test_one_cycle_is_pytorchs_step_by_step():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], 0.001)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.001, total_steps=1001, pct_start=101 / 1001,
+        cycle_momentum=False)
+    ours = torch.optim.AdamW([parameter], 0.001)
+    schedule = Schedule(10, 0.001, one_cycle=True)
+    for step in range(1001):
+        schedule.set_rates(ours, step / 100)
+        assert ours.param_groups[0]['lr'] == pytest.approx(
+            optimizer.param_groups[0]['lr'])
         optimizer.step()
-        schedule.step()
-    rates = np.array(rates)
-    assert rates.argmax(0).tolist() == [2, 2]
-    np.testing.assert_allclose(rates.max(0), [0.001, 0.005])
-    assert rates[0, 0] == pytest.approx(0.001 / 25)
-    assert rates[-1, 0] < 1e-6
-    assert (np.diff(rates[2:], axis=0) < 0).all()
+        theirs.step() if step < 1000 else None
+
+
+def test_rates_change_within_an_epoch(sample):
+    """The first epoch's rate is not one twenty-fifth to its end."""
+    model = torch.nn.Module()
+    rates = []
+    pair = loaders.training_loaders(
+        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 4, SIZE)
+    model = ShuffleNet(0.5)
+    optimizer = torch.optim.SGD(model.parameter_groups(1e-3))
+    optimizer.register_step_post_hook(
+        lambda *_: rates.append(optimizer.param_groups[0]['lr']))
+    engine.train_epoch(model, pair[0], optimizer,
+                       schedule=Schedule(20, 1e-3, one_cycle=True))
+    assert len(rates) == 6 and (np.diff(rates) > 0).all()
+    assert rates[0] == pytest.approx(1e-3 / 25)
+
+
+def test_the_average_follows_weights_and_statistics():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2),
+                                torch.nn.BatchNorm1d(2))
+    average = weight_average(model, 0.5)
+    expected = {name: tensor.clone().double() for name, tensor
+                in model.state_dict().items()}
+    for number in range(12):
+        with torch.no_grad():
+            for tensor in (*model.parameters(), model[1].running_mean):
+                tensor += torch.rand_like(tensor)
+        average.update_parameters(model)
+        # The first update takes all; later ones at least half of the old.
+        decay = min(0.5, (1 + number) / (10 + number)) if number else 0
+        for name, tensor in model.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * tensor
+    for name, tensor in average.module.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor.double(), expected[name],
+                                       rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_averaged_is_validated_and_kept(sample, tmp_path):
+    pair = loaders.training_loaders(
+        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 8, SIZE)
+    model = ShuffleNet(0.5)
+    optimizer = torch.optim.AdamW(model.parameter_groups(1e-3))
+    log = engine.fit(model, pair, optimizer, Schedule(2, 1e-3),
+                     str(tmp_path / 'net.pkl'), ema=0.9)
+    content = checkpoint.read_checkpoint(tmp_path / 'net_last.pkl')
+    assert not torch.equal(content['model']['conv5.0.weight'],
+                           content['trained']['conv5.0.weight'])
+    torch.testing.assert_close(content['trained']['conv5.0.weight'],
+                               model.conv5[0].weight.detach())
+    kept, _ = checkpoint.load_network(tmp_path / 'net_last.pkl', ShuffleNet)
+    assert engine.evaluate(kept, pair[1]).errors.mean() == pytest.approx(
+        log.mae[1], abs=1e-4)
+
+
+def test_crops_grow_over_the_run(sample):
+    pair = loaders.training_loaders(
+        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 8, 96,
+        num_epochs=5, image_sizes=[64, 80, 96], weak_end=0.2,
+        more=transforms.Augmentation(rotate=40))
+    training, validation = (loader.dataset for loader in pair)
+    sides = [training[epoch, 0][0].shape[0] for epoch in range(1, 6)]
+    assert sides == [64, 64, 80, 80, 96]
+    assert {validation[epoch, 0][0].shape[0] for epoch in range(6)} == {96}
+    assert [more.rotate for more in training.more] == [40, 40, 40, 40, 10]
 
 
 def test_one_cycle_is_made_for_its_number_of_epochs(sample, run, tmp_path):

@@ -26,7 +26,7 @@ import run as room
 import train_shufflenet
 import utils
 from checkpoint import save_checkpoint
-from run import one_cycle
+from run import Schedule
 from shufflenet import ShuffleNet
 from tests import sample_data
 from tests.helpers import EPOCHS, last, run_options
@@ -307,9 +307,9 @@ def test_overridden_options_apply_from_there_on(go, tmp_path):
     assert log.note[1] == told and log.note.isna()[2]
     content = last(tmp_path)
     groups = content['optimizer']['param_groups']
-    assert [group['weight_decay'] for group in groups] == [0.5, 0.5]
+    assert [group['weight_decay'] for group in groups] == [0, 0.5, 0, 0.5]
     np.testing.assert_allclose([group['lr'] for group in groups],
-                               [0.001, 0.005])
+                               [0.001, 0.001, 0.005, 0.005])
     assert content['options']['lr'] == 0.01
     changed, = content['provenance']['overridden']
     assert changed['after_epoch'] == 1
@@ -322,7 +322,6 @@ def test_overridden_options_apply_from_there_on(go, tmp_path):
 
 @pytest.mark.parametrize('option, told', [
     (('--head_factor', 1), 'head_factor (was 5, is 1.0)'),
-    (('--one_cycle',), 'one_cycle (was False, is True)'),
     (('--as_published',), 'as_published (was False, is True)'),
     (('--batch_norms', 'live'), 'batch_norms (was frozen, is live)')])
 def test_what_cannot_be_overridden_is_refused_by_name(go, tmp_path, option,
@@ -340,50 +339,9 @@ def test_a_longer_cycle_by_override_is_that_of_its_epochs(go, tmp_path):
     assert go('--one_cycle', '--num_epochs', 5, '--resume',
               '--override')[0] == 0
     rates = pd.read_csv(tmp_path / 'net_log.csv', comment='#').lr
-    optimizer = torch.optim.AdamW(ShuffleNet(0.5).parameter_groups(0.001))
-    schedule = one_cycle(optimizer, 5)
-    for epoch in range(5):
-        if epoch > 2:  # the three before it had the old schedule
-            assert rates[epoch] == optimizer.param_groups[0]['lr']
-        optimizer.step()
-        schedule.step()
-
-
-def test_states_of_gpus_that_are_gone_are_left(monkeypatch):
-    state = torch.get_rng_state()
-    restored = []
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
-    monkeypatch.setattr(torch.cuda, 'set_rng_state',
-                        lambda *args: restored.append(args))
-    room.restore_generators({'cpu': state, 'cuda': [b'0', b'1', b'2']},
-                            'cuda:0')
-    assert restored == [(b'0', 0)]
-
-
-# --------------------------------------------------------------- schedules
-
-@pytest.mark.parametrize('epochs', [3, 5, 9, 10, 11])
-def test_a_short_cycle_rises_and_falls(epochs):
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([parameter], 0.001)
-    schedule = one_cycle(optimizer, epochs)
-    rates = []
-    for _ in range(epochs):
-        rates.append(optimizer.param_groups[0]['lr'])
-        optimizer.step()
-        schedule.step()
-    assert rates[0] == pytest.approx(0.001 / 25)
-    assert max(rates) > 0.0009 and np.argmax(rates) == 1
-    assert rates[-1] < 1e-6 and (np.diff(rates[1:]) < 0).all()
-
-
-@pytest.mark.parametrize('epochs', [1, 2])
-def test_a_cycle_of_too_few_epochs_is_a_usage_error(go, tmp_path, epochs):
-    status, _, err = go('--one_cycle', '--num_epochs', epochs)
-    assert status == 2 and err.startswith('--one_cycle: ')
-    assert os.listdir(tmp_path) == []
-    with pytest.raises(UsageError, match='needs 3'):
-        one_cycle(None, epochs)
+    assert rates[3:].tolist() == pytest.approx([
+        0.001 * Schedule(5, 0.001, one_cycle=True).factor(epoch)
+        for epoch in (3, 4)])
 
 
 # -------------------------------------------- full disks, and a busy machine
