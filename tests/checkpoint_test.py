@@ -325,7 +325,7 @@ def test_a_trained_networks_heads_are_taken_over(sample, tmp_path, snapshot,
     line, = capsys.readouterr().out.splitlines()
     assert line == (
         f'{snapshot}: goes on from its weights, heads included (trained on '
-        f'crops of {SIZE} pixels); conv1 not trained, batch norms frozen')
+        f'crops of {SIZE} pixels); batch norms frozen')
     assert 'conv5.1' in model.pretrained_norms
     assert not model.conv1[0].weight.requires_grad
 
@@ -366,7 +366,8 @@ def test_batch_norms_that_came_are_frozen_or_live(sample, tmp_path, snapshot,
     live = not torch.equal(whole['conv5.1.running_mean'],
                            state['conv5.1.running_mean'])
     assert live == (batch_norms == 'live')
-    assert torch.equal(whole['conv1.0.weight'], state['conv1.0.weight'])
+    # A trained network's stem is trained on; ImageNet's is left alone.
+    assert not torch.equal(whole['conv1.0.weight'], state['conv1.0.weight'])
 
 
 # --------------------------------------------------------------------- fuzz
@@ -495,14 +496,12 @@ def interrupted(sample, tmp_path_factory):
         resumed = room.initial_weights(model, resume=path, record=record)
         optimizer = torch.optim.AdamW(model.parameter_groups(0.001),
                                       weight_decay=0.0, fused=True)
-        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2])
-        started = room.Run(model, pair, optimizer, scheduler,
-                           str(folder / 'x.pkl'), 'cpu', 'off', record)
+        started = room.Run(model, pair, optimizer, str(folder / 'x.pkl'),
+                           'cpu', 'off', record)
         started.resume(resumed, 3)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
-        scheduler.step()
         return started
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(history, 'commit', lambda: None)  # git takes its time
@@ -516,24 +515,6 @@ def test_what_the_fuzz_changes_can_be_resumed(interrupted, tmp_path):
     assert len(resume(tmp_path / 'x_last.pkl').rows) == 1
 
 
-@pytest.mark.parametrize('path, named', [
-    (('scheduler', 'last_epoch'), 'scheduler.last_epoch'),
-    (('optimizer', 'param_groups', 0, 'lr'), 'optimizer.param_groups.0.lr'),
-    (('optimizer', 'state', 7, 'exp_avg'), 'optimizer.state.7'),
-    (('log', 0, 'mae'), 'log.0.mae'), (('rng', 'cpu'), 'rng.cpu')])
-def test_a_part_of_a_wrong_type_is_named(interrupted, tmp_path, path, named):
-    content, resume = interrupted
-    file = tmp_path / 'x_last.pkl'
-    for value in ('x', None, torch.zeros(0)):
-        torch.save(replaced(content(), path, value), file)
-        with pytest.raises(WeightsError) as caught:
-            resume(file)
-        assert str(caught.value).startswith(f'{file}: ')
-        # Of the log plain values alone are read at all.
-        assert named in str(caught.value) or str(caught.value).endswith(
-            'log holds more than numbers and text')
-
-
 def test_another_runs_options_are_named_in_a_line(interrupted, tmp_path):
     content, resume = interrupted
     file = tmp_path / 'x_last.pkl'
@@ -545,7 +526,7 @@ def test_another_runs_options_are_named_in_a_line(interrupted, tmp_path):
 @fuzzed
 @given(st.data())
 def test_fuzz_strange_values_end_in_a_line(interrupted, tmp_path, data):
-    content, resume = interrupted[0](), interrupted[1]
+    content = interrupted[0]()
     part = data.draw(st.sampled_from(list(content)))
     path = (part, *data.draw(st.sampled_from(
         [(), *places(content[part])])))
@@ -554,6 +535,4 @@ def test_fuzz_strange_values_end_in_a_line(interrupted, tmp_path, data):
     torch.save(replaced(content, path, value), file)
     with one_line(file):
         checkpoint.load_network(file, ShuffleNet)
-    with one_line(file):
-        resume(file)
     assert os.listdir(tmp_path) == ['x_last.pkl']

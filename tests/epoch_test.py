@@ -83,7 +83,7 @@ def test_called_by_hand_it_does_what_the_scripts_do(function):
 @pytest.mark.parametrize('accumulate', [1, 2, 3])
 def test_an_epochs_loss_is_the_mean_over_its_images(alpha, accumulate):
     model, loader = Tiny(), Batches(5, 5, 2)
-    model.freeze_pretrained(['norm'])
+    model.pretrained_norms = ['norm']
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     assert engine.train_epoch(
         model, loader, optimizer, alpha=alpha, accumulate=accumulate
@@ -94,7 +94,7 @@ def test_an_epochs_loss_is_the_mean_over_its_images(alpha, accumulate):
 def test_each_batch_is_a_step_along_its_own_mean_loss(accumulate):
     model, loader, expected = Tiny(), Batches(4, 2), Tiny()
     for each in (model, expected):
-        each.freeze_pretrained(['norm'])
+        each.pretrained_norms = ['norm']
     engine.train_epoch(model, loader, torch.optim.SGD(
         model.parameters(), 1e-3), accumulate=accumulate)
     expected.eval()
@@ -153,7 +153,7 @@ def test_the_gradient_is_of_the_batch_of_all_processes(monkeypatch):
     # Each of three has 2 of its 6 images; DDP takes the mean of the three.
     def gradient(size, processes):
         model = Tiny()
-        model.freeze_pretrained(['norm'])
+        model.pretrained_norms = ['norm']
         monkeypatch.setattr(engine, 'world_size', lambda: processes)
         images, angles, _ = Batches(2)[0]
         engine.train_epoch(model, OneBatch(images, angles, size),

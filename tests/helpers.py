@@ -17,6 +17,7 @@ import engine
 import run
 import train_shufflenet
 from datasets import DataError
+from hopenet import HEADS
 from loaders import training_loaders
 from options import arguments, parse_training
 from shufflenet import MARKS, MobileNetwork, ShuffleNet
@@ -53,6 +54,12 @@ def run_options(sample, folder, *more):
         '--image_size', SIZE, '--num_epochs', EPOCHS, '--batch_size', 8,
         '--lr', 0.001, '--lr_steps', 2, '--width', 0.5, '--workers', 0,
         '--output', folder / 'net.pkl', *more)]
+
+
+def headless(model):
+    """Returns a state dict without heads, as ImageNet weights have none."""
+    return {key: value for key, value in model.state_dict().items()
+            if not key.startswith(HEADS)}
 
 
 def train(sample, folder, *more):

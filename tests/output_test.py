@@ -27,10 +27,9 @@ import train_shufflenet
 import utils
 from checkpoint import save_checkpoint
 from run import Schedule
-from shufflenet import ShuffleNet
 from tests import sample_data
 from tests.helpers import EPOCHS, last, run_options
-from utils import Interrupted, RunError, UsageError
+from utils import Interrupted, RunError
 
 FILES = ['net.pkl', 'net_curves.png', 'net_last.pkl', 'net_log.csv']
 

@@ -24,8 +24,8 @@ from hopenet import AttNet, pose_loss
 from options import BACKBONES
 from shufflenet import MobileNetwork, ShuffleNet, make_network
 from tests.conftest import ROOT, SIZE
-from tests.helpers import (EPOCHS, MOBILE, OneBatch, last, run_options,
-                           train)
+from tests.helpers import (EPOCHS, MOBILE, OneBatch, headless, last,
+                           run_options, train)
 
 
 def faulty(fault, options, processes=1, **kwargs):
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_before_the_newest_options_resumes_bit_exactly(
 
 def test_resume_keeps_frozen_what_came_pretrained(sample, tmp_path):
     torch.manual_seed(0)
-    torch.save(ShuffleNet(0.5).state_dict(), tmp_path / 'weights.pth')
+    torch.save(headless(ShuffleNet(0.5)), tmp_path / 'weights.pth')
     options = ('--pretrained', tmp_path / 'weights.pth')
     results = []
     for name, first in (('whole', EPOCHS), ('parts', 1)):
@@ -281,7 +281,7 @@ def test_compiling_without_a_compiler_is_a_line(sample, tmp_path,
 def frozen_weights(tmp_path):
     """A file that freezes all batch norms: nothing else differs."""
     torch.manual_seed(0)
-    torch.save(ShuffleNet(0.5).state_dict(), tmp_path / 'weights.pth')
+    torch.save(headless(ShuffleNet(0.5)), tmp_path / 'weights.pth')
     return '--pretrained', tmp_path / 'weights.pth'
 
 
@@ -445,7 +445,7 @@ def test_checkpointing_keeps_a_fraction(case):
 
 def test_the_frozen_stem_computes_no_gradients(case):
     model, images, _ = case
-    model.load_pretrained(model.state_dict())
+    model.load_pretrained(headless(model))
     engine.set_train_mode(model)
     seen = []
     model.get_submodule(model.stem[-1]).register_forward_hook(
@@ -511,26 +511,13 @@ def test_channels_last_gives_the_same_result(case):
 
 def test_patience_stops_and_says_why(sample, tmp_path, capsys):
     # At rate 0 the validation loss of frozen batch norms never falls.
-    torch.save(ShuffleNet(0.5).state_dict(), tmp_path / 'weights.pth')
+    torch.save(headless(ShuffleNet(0.5)), tmp_path / 'weights.pth')
     train(sample, tmp_path, '--pretrained', tmp_path / 'weights.pth', '--lr',
           0, '--num_epochs', 9, '--patience', 2)
     out = capsys.readouterr().out
     assert last(tmp_path)['epoch'] == 3
     assert re.search(r'Stopped after epoch 3: .*of epoch 1, for 2 epochs',
                      out)
-
-
-class FakeSchedule:
-    """Of a run without steps."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def step(self):
-        pass
-
-    def state_dict(self):
-        return {}
 
 
 def test_the_log_notes_overfitting(sample, tmp_path, monkeypatch, capsys):
@@ -545,7 +532,6 @@ def test_the_log_notes_overfitting(sample, tmp_path, monkeypatch, capsys):
         return engine.Evaluation(current[1], np.arange(2), np.zeros((2, 3)),
                                  np.ones((2, 3)), np.ones(2))
     monkeypatch.setattr(engine, 'train_epoch', fake_epoch)
-    monkeypatch.setattr(train_shufflenet, 'MultiStepLR', FakeSchedule)
     monkeypatch.setattr(engine, 'evaluate', fake_evaluation)
     train(sample, tmp_path)
     log = pd.read_csv(tmp_path / 'net_log.csv', comment='#')

@@ -151,7 +151,7 @@ def test_brightness_and_contrast_together_move_the_mean_by_brightness_alone():
 
 
 def test_no_augmentation_is_beyond_hopenets_unless_asked_for():
-    assert transforms.Augmentation() == (0, 0, 0, 0)
+    assert transforms.Augmentation() == (0,) * 6
 
 
 def test_each_augmentation_takes_its_own_draws():
