@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
-import biwi
-import labels as tables
-from datasets import (DataError, fault, photograph, read_annotations,
-                      read_image, shown)
-from options import DATASETS
-from transforms import (DRAWS, Augmentation, augmented_crop, crop_problem,
-                        protocol_crop, shrinkage)
+from headpose.errors import DataError, fault
+from headpose.files import printable
+from headpose.geometry.crop import (DRAWS, Augmentation, augmented_crop,
+                                    crop_problem, protocol_crop, shrinkage)
+from headpose.readers import biwi, table
+from headpose.readers.images import read_image
+from headpose.readers.lists import photograph, read_annotations
+from headpose.training.options import DATASETS
 
 # Of all images, in validation: beyond these 9:1 is no longer what was asked.
 LEAST_SHARE, MOST_SHARE = 0.05, 0.2
@@ -180,7 +181,7 @@ def read_data(data_dir, filename_list, landmarks='visible', labels=None,
     if DATASETS.get(dataset) == 'BIWI':
         return biwi.read_annotations(data_dir, labels, filename_list)
     if labels:
-        return tables.read_annotations(data_dir, labels, filename_list)
+        return table.read_annotations(data_dir, labels, filename_list)
     return read_annotations(data_dir, filename_list, landmarks)
 
 
@@ -222,7 +223,7 @@ def split_names(names, by='photo', seed=0, share=0.1, groups=None):
         raise DataError(
             'the split needs at least 2 images' if by == 'image' else
             f'the split needs at least 2 groups, and all images are of '
-            f'{shown(groups[0])} (--split image divides these)' if groups
+            f'{printable(groups[0])} (--split image divides these)' if groups
             else 'the split needs at least 2 photographs, and the list has '
             f'only renderings of {photograph(names[0])} (--split image '
             'divides these)')
@@ -258,11 +259,11 @@ def check_split(names, training, validation, by='photo', groups=None):
         largest, count = collections.Counter(keys).most_common(1)[0]
         raise DataError(
             f'the split by group is not 9:1: {text}. The largest group is '
-            f'{shown(largest)}, with {count:,}; --split_seed draws others, '
+            f'{printable(largest)}, with {count:,}; --split_seed draws others, '
             '--split image pays no heed to groups' if groups else
             f'the split by photograph is not 9:1: {text}. Names that differ '
             'in the number at their end are taken for renderings of one '
-            f'photograph, {shown(largest)} for {count:,} of them; if they '
+            f'photograph, {printable(largest)} for {count:,} of them; if they '
             'are not, --split image')
     print(text)
 

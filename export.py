@@ -42,7 +42,7 @@ import itertools
 import os
 import sys
 
-from tool_options import parse_export
+from headpose.training.options import parse_export
 
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_export(__doc__)
@@ -52,14 +52,14 @@ import torch
 from torch import nn
 
 from cbam import CBAM
-from checkpoint import load_network, trained_size
-from datasets import DataError
-from hopenet import (NUM_BINS, PIXEL_MEAN, PIXEL_STD, AttNet, decode,
-                     normalize)
-from loaders import training_loaders
-from pose import AXES
+from datasets import training_loaders
+from headpose.errors import RunError
+from headpose.files import atomic
+from headpose.geometry.pose import AXES
+from headpose.training.checkpoint import load_network, trained_size
+from hopenet import NUM_BINS, PIXEL_MEAN, PIXEL_STD, AttNet, decode, normalize
 from shufflenet import NETWORKS
-from utils import RunError, atomic, run_script
+from utils import run_script
 
 try:  # optional packages, for .onnx alone
     import onnx
@@ -389,4 +389,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(run_script(main, DataError))
+    sys.exit(run_script(main))

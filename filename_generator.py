@@ -24,8 +24,8 @@ import signal
 import sys
 from multiprocessing import connection
 
-from ending import noted_signals, run_main
-from options import DATASETS, parse_filenames
+from headpose.errors import noted_signals, run_main
+from headpose.training.options import DATASETS, parse_filenames
 
 if __name__ == '__main__':  # --help and mistakes do not wait for the rest
     parse_filenames(__doc__)
@@ -33,12 +33,16 @@ if __name__ == '__main__':  # --help and mistakes do not wait for the rest
 
 from tqdm import tqdm
 
-import biwi
-from datasets import (ENDINGS, DataError, can_be_listed, check_image, fault,
-                      find_images, read_labels, shown, two_images)
-from labels import read_table
-from pose import beyond_range
-from transforms import crop_problem
+from headpose.errors import DataError, UserError, fault
+from headpose.files import printable
+from headpose.geometry.crop import crop_problem
+from headpose.geometry.pose import beyond_range
+from headpose.readers import biwi
+from headpose.readers.images import (ENDINGS, check_image, find_images,
+                                     two_images)
+from headpose.readers.lists import can_be_listed
+from headpose.readers.mat import read_labels
+from headpose.readers.table import read_table
 
 EXPECTED_AFLW2000 = 1969
 # Folders without images: of the releases, and what macOS adds to archives.
@@ -47,7 +51,7 @@ BAD_SHOWN = 20
 JOB = 64  # pairs that a process is given at once
 
 
-class Stopped(Exception):
+class Stopped(UserError):
     """The run was asked to stop, by the signal `number`."""
 
     def __init__(self, number):
@@ -75,12 +79,12 @@ def find_pairs(folder, dataset, include_flips=False):
         for subfolder in find_subfolders(folder, dataset, include_flips):
             images = find_images(folder, subfolder)
             mats = find_mats(folder, subfolder)
-            bad += [f'{shown(name)}.mat has no image ({", ".join(ENDINGS)})'
+            bad += [f'{printable(name)}.mat has no image ({", ".join(ENDINGS)})'
                     for name in mats - images.keys()]
             for name, files in images.items():
                 problem = pair_problem(name, files, mats)
                 if problem:
-                    bad.append(f'{shown(files[0])}: {problem}')
+                    bad.append(f'{printable(files[0])}: {problem}')
                 else:
                     pairs.append((name, files[0]))
     except OSError as error:
@@ -268,7 +272,7 @@ def after_death(folder, worker, jobs):
         jobs.extend([pair] for pair in worker.job)
         return []
     name = worker.job[0][0]
-    return [(name, 'bad', f'{shown(os.path.join(folder, name))}: the process '
+    return [(name, 'bad', f'{printable(os.path.join(folder, name))}: the process '
              'that read this pair died of it (exit status '
              f'{worker.process.exitcode})')]
 
@@ -361,7 +365,7 @@ def generate(options, stop=()):
                     'no list is written (--skip_bad leaves them out)')
     if not kept:
         raise fault(
-            folder, f'{shown(options.labels)} leaves no image to list'
+            folder, f'{printable(options.labels)} leaves no image to list'
             if options.labels else 'no .jpg and .mat pairs to list'
             + ('; the pairs of 300W-LP lie in subfolders (AFW, HELEN, ...)'
                if dataset == '300W_LP' else ''))
@@ -374,7 +378,7 @@ def generate(options, stop=()):
     report(path, None if options.labels else dataset, rows, len(bad))
     del lists[path]
     for other, names in lists.items():
-        print(f'{shown(other)}: {len(names):,}')
+        print(f'{printable(other)}: {len(names):,}')
     return kept
 
 
@@ -383,8 +387,8 @@ def report(path, dataset, rows, bad):
     dropped = [row for row in rows if row[1] == 'dropped']
     kept = len(rows) - len(dropped) - sum(row[1] == 'bad' for row in rows)
     for name, _, reason in dropped:
-        print(f'dropped {shown(name)}: {reason}')
-    print(f'{shown(path)}: {kept:,} kept, {len(dropped):,} dropped (an angle '
+        print(f'dropped {printable(name)}: {reason}')
+    print(f'{printable(path)}: {kept:,} kept, {len(dropped):,} dropped (an angle '
           f'beyond +-99 degrees), {bad:,} unusable')
     if dataset == 'AFLW2000':
         verdict = ('as expected' if kept == EXPECTED_AFLW2000 else
@@ -402,5 +406,4 @@ def main(argv=None, stop=()):
 
 
 if __name__ == '__main__':
-    sys.exit(run_main(functools.partial(main, stop=received), DataError,
-                      Stopped))
+    sys.exit(run_main(functools.partial(main, stop=received)))

@@ -7,7 +7,7 @@
 """
 import sys
 
-from options import arguments, parse_training, recorded
+from headpose.training.options import arguments, parse_training, recorded
 
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_training(__doc__, 'attnet')
@@ -15,12 +15,11 @@ if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
-from datasets import DataError
-from engine import fit
+from datasets import training_loaders
+from headpose.geometry.crop import Augmentation
+from headpose.training.engine import fit
+from headpose.training.run import initial_weights, one_cycle
 from hopenet import AttNet
-from loaders import training_loaders
-from run import initial_weights, one_cycle
-from transforms import Augmentation
 from utils import choose_precision, init_process, run_script
 
 
@@ -53,4 +52,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(run_script(main, DataError))
+    sys.exit(run_script(main))

@@ -8,7 +8,7 @@ trains on data of your own (labels.py).
 """
 import sys
 
-from options import arguments, parse_training, recorded
+from headpose.training.options import arguments, parse_training, recorded
 
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_training(__doc__, 'shufflenet')
@@ -16,12 +16,11 @@ if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import MultiStepLR
 
-from datasets import DataError
-from engine import fit
-from loaders import training_loaders
-from run import initial_weights, one_cycle
+from datasets import training_loaders
+from headpose.geometry.crop import Augmentation
+from headpose.training.engine import fit
+from headpose.training.run import initial_weights, one_cycle
 from shufflenet import make_network
-from transforms import Augmentation
 from utils import choose_precision, init_process, run_script
 
 
@@ -54,4 +53,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(run_script(main, DataError))
+    sys.exit(run_script(main))

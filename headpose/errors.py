@@ -1,4 +1,4 @@
-"""How a script ends: by signals, in a line, with an exit status.
+"""What a user can mend, and how a script ends: signals, exit status.
 
 Nothing here imports PyTorch, which takes seconds.
 """
@@ -13,6 +13,59 @@ import time
 PATIENCE = 3  # seconds that a run has to end in after a signal
 # What a write says where there is no room left.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class UserError(Exception):
+    """What a user can mend; the message says what is wrong, and what to do.
+
+    Attributes:
+        status: that the script exits with.
+    """
+    status = 1
+
+
+class DataError(UserError, ValueError):
+    """A file of the data set that cannot be used; the message names it."""
+
+
+class WeightsError(UserError, ValueError):
+    """Weights that do not fit the network, or a file that holds none."""
+
+
+class InputError(UserError):
+    """An input that cannot be used; the message names it."""
+
+
+class RunError(UserError):
+    """A run that cannot go on; the message says why and what to do."""
+
+
+class UsageError(RunError):
+    """An option that cannot be obeyed here."""
+    status = 2
+
+
+class Interrupted(RunError):
+    """The run was asked to stop, by the signal `number`.
+
+    Args:
+        number: of the signal.
+        way_on: what to do now, if anything can be done.
+    """
+
+    def __init__(self, number, way_on=''):
+        # Of several processes one speaks.
+        super().__init__(f'Interrupted. {way_on}'.rstrip()
+                         if int(os.environ.get('RANK', 0)) == 0 else '')
+        self.number = number
+        self.status = 128 + number  # as a shell has it
+
+
+def fault(path, reason):
+    """Returns the `DataError` of a file."""
+    from headpose.files import printable  # which raises what stands here
+
+    return DataError(f'{printable(path)}: {reason}')
 
 
 def noted_signals():
@@ -64,13 +117,13 @@ def signals_noted():
         restore()
 
 
-def run_main(main, *errors):
+def run_main(main):
     """Runs a script's main and returns its exit status.
+
+    A `UserError` ends in one line, and with its status.
 
     Args:
         main: the function.
-        errors: those that a user can mend; each ends in one line and the
-            status that it carries, or 1.
     """
     try:
         main()
@@ -89,10 +142,10 @@ def run_main(main, *errors):
         print(f'standard output cannot be written ({error.strerror})',
               file=sys.stderr)
         return 1
-    except errors as error:
+    except UserError as error:
         # From a loader's worker the message is a traceback that ends in it.
         message = str(error).rsplit(f'{type(error).__name__}: ', 1)[-1]
         if message:
             print(message.strip(), file=sys.stderr)
-        return getattr(error, 'status', 1)
+        return error.status
     return 0

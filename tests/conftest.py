@@ -14,12 +14,11 @@ import cv2
 import pytest
 import torch
 
-import detect
 import utils
-from datasets import DataError
-from detect import InputError
+from headpose.errors import DataError, InputError
+from headpose.inference import detector
 from shufflenet import ShuffleNet
-from tests import sample_data
+from tools import sample_data
 
 YUNET = 'face_detection_yunet_2023mar_fixed640.onnx'  # in shared weights
 CHROMIUM = shutil.which('chromium')
@@ -121,7 +120,7 @@ def run(capsys):
 def offline(monkeypatch, tmp_path):
     """demo.py fetches nothing: what is not there is refused at once."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(detect, 'YUNET_URL', 'http://127.0.0.1:9/yunet.onnx')
+    monkeypatch.setattr(detector, 'YUNET_URL', 'http://127.0.0.1:9/yunet.onnx')
 
 
 @pytest.fixture

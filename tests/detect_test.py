@@ -13,15 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import datasets
-import detect
-from detect import (Cascades, InputError, Tracker, YuNet, distinct,
-                    make_detector, overlap, turn_back, turn_picture,
-                    whole_box)
-from pose import rotation_matrix
+from headpose.errors import InputError
+from headpose.geometry.crop import PROTOCOL_K, PROTOCOL_SIDE, expand_box
+from headpose.geometry.pose import rotation_matrix
+from headpose.inference import detector as detect
+from headpose.inference.detector import (Cascades, YuNet, distinct,
+                                         make_detector, overlap, turn_back,
+                                         turn_picture, whole_box)
+from headpose.inference.tracker import Tracker
+from headpose.readers import mat
 from tests.conftest import ROOT
-from tests.detection import Count, Kept
-from transforms import PROTOCOL_K, PROTOCOL_SIDE, expand_box
+from tools.detection import Count, Kept
 
 
 @pytest.fixture(scope='session')
@@ -247,8 +249,8 @@ def test_found_missed_and_false_faces_are_counted():
 def test_yunets_margins_fit_the_landmarks(real, yunet):
     detector, shares = YuNet(yunet), []
     for path in sorted((real[0] / 'AFLW2000').glob('*.mat'))[:12]:
-        _, pt2d = datasets.read_mat(path)
-        box = datasets.face_box(pt2d)
+        _, pt2d = mat.read_mat(path)
+        box = mat.face_box(pt2d)
         boxes, _ = detector(cv2.imread(str(path.with_suffix('.jpg'))))
         shares.append(max(overlap(box, boxes), default=0))
     assert np.median(shares) > 0.6

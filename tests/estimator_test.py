@@ -9,14 +9,13 @@ import pytest
 import torch
 
 import demo
-import detect
-import estimator
 import export
-import torch_network
-from checkpoint import load_network, trained_size
+from headpose import errors
+from headpose.geometry.pose import AXES
+from headpose.inference import estimator
+from headpose.training.checkpoint import load_network, trained_size
+from headpose.training.options import SHIPPED
 from hopenet import PIXEL_MEAN, PIXEL_STD, AttNet, spread
-from options import SHIPPED
-from pose import AXES
 from shufflenet import ShuffleNet
 from tests.conftest import ROOT, SIZE, rows
 
@@ -59,7 +58,7 @@ def test_the_shipped_network_is_found_from_any_folder(run, pictures, tmp_path,
     status, _, err = run(pictures / '2.png', '--whole')
     assert status == 0, err
     assert rows(tmp_path / 'output' / 'demo')[0]['yaw']
-    monkeypatch.setattr(torch_network, 'HERE', str(tmp_path))
+    monkeypatch.setattr(demo, 'HERE', str(tmp_path))
     status, _, err = run(pictures, '--whole', '--overwrite')
     assert status == 1 and err.count('\n') == 1
     assert f'{SHIPPED}: is not there; --snapshot FILE' in err
@@ -159,11 +158,11 @@ def test_what_onnx_files_say_of_themselves(tmp_path, monkeypatch):
             ({'image_size': '96', 'angles': 'pitch, yaw, roll'}, outputs,
              'pitch, yaw, roll'),
             ({'image_size': '96'}, ('angles',), 'logits')):
-        with pytest.raises(detect.InputError, match=message) as error:
+        with pytest.raises(errors.InputError, match=message) as error:
             estimator.load(path)
         assert path in str(error.value)
     monkeypatch.setattr(estimator, 'onnxruntime', None)
-    with pytest.raises(detect.InputError, match='pip install onnxruntime'):
+    with pytest.raises(errors.InputError, match='pip install onnxruntime'):
         estimator.load(path)
 
 

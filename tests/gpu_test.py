@@ -6,7 +6,7 @@ import torch
 
 from hopenet import AttNet
 from shufflenet import ShuffleNet
-from tests import gpu
+from tools import gpu
 from utils import choose_precision
 
 

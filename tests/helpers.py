@@ -13,12 +13,11 @@ import sys
 
 import torch
 
-import engine
-import run
 import train_shufflenet
-from datasets import DataError
-from loaders import training_loaders
-from options import arguments, parse_training
+from datasets import training_loaders
+from headpose.errors import DataError
+from headpose.training import engine, run
+from headpose.training.options import arguments, parse_training
 from shufflenet import MARKS, MobileNetwork, ShuffleNet
 from tests.conftest import SIZE
 from utils import init_process, run_script

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-import pose
-import report
 import test_shufflenet
-from engine import Evaluation
+from headpose.evaluation import report
+from headpose.geometry import pose
+from headpose.training.engine import Evaluation
 from shufflenet import ShuffleNet
 from tests.conftest import CHROMIUM, CHROMIUM_OPTIONS, SIZE, TEST_LINE
 

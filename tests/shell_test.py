@@ -11,9 +11,9 @@ import textwrap
 import pytest
 
 import hopenet
-import options
-import pose
 import shufflenet
+from headpose.geometry import pose
+from headpose.training import options
 from tests.conftest import ROOT, SIZE, run_script
 
 EXPORT = (ROOT / 'export.py').read_text()
@@ -179,10 +179,10 @@ def test_a_pipe_that_is_closed_early_is_no_traceback(clone, script):
 
 
 def test_the_benchmark_runs(clone):
-    done = shell(clone, 'python -m tests.benchmark --only e --rounds 1')
+    done = shell(clone, 'python -m tools.benchmark --only e --rounds 1')
     assert done.returncode == 0, done.stderr
     assert '(e) .mat files' in done.stdout
-    done = shell(clone, 'python -m tests.benchmark --quick')
+    done = shell(clone, 'python -m tools.benchmark --quick')
     assert done.returncode == 0, done.stderr
     assert (clone / 'output' / 'benchmark.json').is_file()
     for part in 'abcde':

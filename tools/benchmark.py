@@ -1,7 +1,7 @@
 """Times this project against what the document's code did, in one run.
 
-    python -m tests.benchmark             a table, and output/benchmark.json
-    python -m tests.benchmark --quick     seconds: only that everything runs
+    python -m tools.benchmark             a table, and output/benchmark.json
+    python -m tools.benchmark --quick     seconds: only that everything runs
 
 Both sides take turns, so that a machine whose speed drifts slows both; the
 ratio is the median over the rounds' ratios.  Each part, (a) to (g), has a
@@ -34,17 +34,19 @@ import torchvision
 from torch.utils.data import DataLoader
 
 import datasets
-import engine
 import export
 import filename_generator
-import loaders
 import utils
-from checkpoint import read_checkpoint, trained_size
-from hopenet import AttNet, for_inference, pose_loss
-from options import SHIPPED, training_parser
+from headpose import files
+from headpose.networks.fusion import for_inference
+from headpose.readers import lists
+from headpose.training import engine
+from headpose.training.checkpoint import read_checkpoint, trained_size
+from headpose.training.options import SHIPPED, training_parser
+from hopenet import AttNet, pose_loss
 from shufflenet import ShuffleNet
-from tests import original, sample_data
 from tests.helpers import OneBatch
+from tools import original, sample_data
 
 try:  # tests.gpu does without
     import onnxruntime
@@ -128,7 +130,7 @@ def find_data(folder, real=None, photographs=16):
     if not real:
         sample_data.write_sample(folder, photographs, renderings=4, images=0)
     filename_list = listed('300W_LP', data, folder)
-    return data, datasets.read_list(filename_list), filename_list
+    return data, lists.read_list(filename_list), filename_list
 
 
 def listed(dataset, data, folder):
@@ -145,24 +147,24 @@ def input_pipeline(data, filename_list, options):
     0 workers is the work itself, on one core: it is measured for small crops,
     too, beside those of 224 pixels.
     """
-    annotations = datasets.read_annotations(data, filename_list)
+    annotations = lists.read_annotations(data, filename_list)
     count = 64 if options.quick else 1024
     indices = [i % len(annotations.names) for i in range(count)]
-    dataset = loaders.PoseDataset(data, annotations, 224, augment=True)
+    dataset = datasets.PoseDataset(data, annotations, 224, augment=True)
     old = torch.utils.data.Subset(
         original.TrainingSet(data, annotations.names), indices)
     workers = [n for n in (0, 1, 2, 4, 8, 16) if n <= os.cpu_count()]
     for number in workers[:2] if options.quick else workers:
-        ours = loaders.make_loader(dataset, loaders.Batches(indices, 32),
+        ours = datasets.make_loader(dataset, datasets.Batches(indices, 32),
                                    number)
         theirs = DataLoader(old, 32, num_workers=number,
                             persistent_workers=number > 0)
         yield {'what': f'(a) loading, {number} workers', 'unit': 'images/s',
                **take_turns(lambda: list(map(len, ours)),
                             lambda: list(map(len, theirs)), options, count)}
-    small, whole = (loaders.make_loader(
-        loaders.PoseDataset(data, annotations, size, augment=True),
-        loaders.Batches(indices, 32), 0) for size in SIZES)
+    small, whole = (datasets.make_loader(
+        datasets.PoseDataset(data, annotations, size, augment=True),
+        datasets.Batches(indices, 32), 0) for size in SIZES)
     yield against('224 pixels', {
         'what': f'(a) loading, {SIZES[0]} pixels, 0 workers',
         'unit': 'images/s',
@@ -249,7 +251,7 @@ def peak(step):
 
 def epochs(data, filename_list, options):
     """(c) A real epoch's throughput, over that on images in memory."""
-    annotations = datasets.read_annotations(data, filename_list)
+    annotations = lists.read_annotations(data, filename_list)
     for network, count in ((AttNet, 64), (ShuffleNet, 512)):
         if options.device != 'cpu':
             count = 8192
@@ -261,11 +263,11 @@ def epochs(data, filename_list, options):
                                        memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(model.parameter_groups(1e-5),
                                       fused=True)
-        batches = loaders.Batches(
+        batches = datasets.Batches(
             [i % len(annotations.names) for i in range(count)],
             recipe.get_default('batch_size'))
-        loader = loaders.make_loader(
-            loaders.PoseDataset(data, annotations, options.size, True),
+        loader = datasets.make_loader(
+            datasets.PoseDataset(data, annotations, options.size, True),
             batches, workers, options.device)
         memory = InMemory(loader)
 
@@ -432,7 +434,7 @@ def test_crops(data, filename_list):
 
     The crops are a uint8 array (N, size, size, 3).
     """
-    loader = loaders.evaluation_loader(
+    loader = datasets.evaluation_loader(
         data, filename_list, image_size=trained_size(read_checkpoint(SHIPPED)))
     images, angles = zip(*[batch[:2] for batch in loader])
     return (torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy(),
@@ -447,10 +449,10 @@ def mat_reading(data, filename_list, options):
         filename_list: of some of them, which are read again and again.
         options: see `parse`.
     """
-    count = len(datasets.read_list(filename_list))
+    count = len(lists.read_list(filename_list))
     repeats = 1 if options.quick else max(1, 6000 // count)
     taken = median(
-        seconds(lambda: [datasets.read_annotations(data, filename_list)
+        seconds(lambda: [lists.read_annotations(data, filename_list)
                          for _ in range(repeats)], 'cpu')
         for _ in range(options.rounds)) / repeats
     yield {'what': '(e) .mat files', 'unit': 'files/s', 'here': count / taken,
@@ -545,7 +547,7 @@ def main(argv=None):
     print(table.to_string(index=False, na_rep='', float_format='%.2f'))
     for line in projections(rows):
         print(line)
-    with utils.atomic(options.output) as path:
+    with files.atomic(options.output) as path:
         with open(path, 'w', encoding='utf-8') as file:
             json.dump({'machine': facts, 'rows': rows}, file, indent=1)
 

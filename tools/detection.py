@@ -1,6 +1,6 @@
 """Measures what detect.py finds, and what its boxes cost in degrees.
 
-    python -m tests.detection DATA --yunet FILE.onnx --keep DIR
+    python -m tools.detection DATA --yunet FILE.onnx --keep DIR
 
 DATA holds faces68/ (photographs with 68 landmarks in 300W-LP's layout) and
 AFLW2000_recropped/.  Printed are the margins of the face in YuNet's box, the
@@ -13,7 +13,7 @@ landmarks' on the same re-crops.
 What is found is kept in DIR.  For another network the detector then need not
 look again:
 
-    python -m tests.detection DATA --yunet FILE.onnx --keep DIR --part errors
+    python -m tools.detection DATA --yunet FILE.onnx --keep DIR --part errors
 
 It holds for the detect.py that found it; after a change there, empty DIR.
 """
@@ -26,12 +26,13 @@ import os
 import cv2
 import numpy as np
 
-from datasets import DataError, face_box, read_mat
-from detect import Cascades, YuNet, overlap
-from estimator import Estimator, load
-from options import SHIPPED
-from pictures import whole_file
-from pose import AXES, beyond_range
+from headpose.errors import DataError
+from headpose.geometry.pose import AXES, beyond_range
+from headpose.inference.detector import Cascades, YuNet, overlap
+from headpose.inference.estimator import Estimator, load
+from headpose.inference.pictures import whole_file
+from headpose.readers.mat import face_box, read_mat
+from headpose.training.options import SHIPPED
 
 CANVAS = (3024, 4032)  # pixels: height and width of a 12-megapixel picture
 FACES = 10  # re-crops in one of them

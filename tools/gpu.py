@@ -1,6 +1,6 @@
 """Checks and measures training and inference on a GPU, in one command.
 
-    python -m tests.gpu     tables for the README, and output/gpu.json
+    python -m tools.gpu     tables for the README, and output/gpu.json
 
 It builds nothing, downloads nothing, and begins no further part after 6
 minutes.  Images are rendered, or random.  A bar is a figure that an H100
@@ -22,14 +22,14 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-import engine
 import train_shufflenet
-import utils
-from checkpoint import read_checkpoint
+from headpose import files
+from headpose.training import engine
+from headpose.training.checkpoint import read_checkpoint
 from hopenet import AttNet
 from shufflenet import ShuffleNet
-from tests import benchmark
 from tests.helpers import OneBatch
+from tools import benchmark
 
 NETWORKS = AttNet, ShuffleNet
 BATCHES = 32, 128
@@ -350,7 +350,7 @@ def main(argv=None):
     missed = [row['what'] for row in rows if row.get('bar') == 'NO']
     print(f'{len(missed)} of the bars and checks failed'
           + ''.join(f'\n  {what}' for what in missed))
-    with utils.atomic(options.output) as path:
+    with files.atomic(options.output) as path:
         with open(path, 'w', encoding='utf-8') as file:
             json.dump({'machine': facts, 'seconds': round(
                 time.monotonic() - start), 'rows': rows}, file, indent=1)

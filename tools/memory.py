@@ -1,6 +1,6 @@
 """Prints what a training step keeps in memory, by option.
 
-    python -m tests.memory
+    python -m tools.memory
 
 On a GPU: the peak of a whole step, measured.  Elsewhere: the bytes that the
 forward pass keeps for the backward pass, counted on 2 and on 4 images (what
@@ -13,7 +13,7 @@ import platform
 
 import torch
 
-import engine
+from headpose.training import engine
 from hopenet import AttNet
 from shufflenet import ShuffleNet
 from tests.helpers import OneBatch

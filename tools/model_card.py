@@ -1,6 +1,6 @@
 """Measures what checkpoints/README.md says of the shipped network.
 
-    HEADPOSE_REAL_DATA=DIR python -m tests.model_card
+    HEADPOSE_REAL_DATA=DIR python -m tools.model_card
 
 DIR holds AFLW2000_recropped/ and beside it weights/, with the third party's
 network to compare with.  Prints both networks' errors with both crops and
@@ -13,16 +13,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import engine
 import filename_generator
-from checkpoint import load_network, trained_size
-from hopenet import for_inference
-from loaders import evaluation_loader
-from options import SHIPPED
-from pose import AXES, rotation_errors
-from report import coverage_table, range_table
+from datasets import evaluation_loader
+from headpose.evaluation.report import coverage_table, range_table
+from headpose.files import atomic
+from headpose.geometry.pose import AXES, rotation_errors
+from headpose.networks.fusion import for_inference
+from headpose.training import engine
+from headpose.training.checkpoint import load_network, trained_size
+from headpose.training.options import SHIPPED
 from shufflenet import ShuffleNet
-from utils import atomic
 
 PICTURE = '.github/faces_yaw.png'
 

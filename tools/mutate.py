@@ -1,7 +1,7 @@
 """Runs quick tests on mutants of modules; prints those that survive.
 
     pip install cosmic-ray
-    python -m tests.mutate [--count N] [--slowest S] MODULES PYTEST_ARGUMENT...
+    python -m tools.mutate [--count N] [--slowest S] MODULES PYTEST_ARGUMENT...
 
 The mutants are cosmic-ray's, N of them spread evenly over each module.  Each
 lives in a fork of one process that has imported everything and has made the

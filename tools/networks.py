@@ -1,6 +1,6 @@
 """Compares networks by their reports: error, parameters and time.
 
-    python -m tests.networks NAME=REPORT ... --picture .github/networks.png
+    python -m tools.networks NAME=REPORT ... --picture .github/networks.png
 
 NAME is attnet, hopenet (without attention) or one of --backbone's, REPORT a
 folder that --report wrote.  Prints a table, and draws the errors over the
@@ -21,10 +21,10 @@ import torch
 from matplotlib.figure import Figure
 
 import export
+from headpose.files import atomic
+from headpose.training.options import BACKBONES
 from hopenet import AttNet
-from options import BACKBONES
 from shufflenet import make_network
-from utils import atomic
 
 ROUNDS = 25
 NETWORKS = ('attnet', 'hopenet', *BACKBONES)

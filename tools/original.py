@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from torchvision import transforms
 
 import cbam
-from hopenet import ConvNormSequential
+from headpose.networks.fusion import ConvNormSequential
 
 
 def margins(box, k, side):

@@ -1,14 +1,15 @@
 """Draws the README's picture: the signs of the three angles.
 
-    python -m tests.picture .github/angles.jpg
+    python -m tools.picture .github/angles.jpg
 """
 import sys
 
 import cv2
 import numpy as np
 
-from pose import AXES, draw_pose
-from tests import sample_data
+from headpose.geometry.draw import draw_pose
+from headpose.geometry.pose import AXES
+from tools import sample_data
 
 
 def main(path):

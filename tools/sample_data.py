@@ -1,6 +1,6 @@
 """Renders a small data set of heads in the layout of the real releases.
 
-    python -m tests.sample_data data/sample
+    python -m tools.sample_data data/sample
 
 writes 300W_LP/ (100 photographs in 3 renderings each) and AFLW2000/ (100
 images) with .jpg and .mat files.  It shows that everything runs, and trains
@@ -23,7 +23,7 @@ import numpy as np
 import scipy.io
 
 import filename_generator
-from pose import rotation_matrix
+from headpose.geometry.pose import rotation_matrix
 
 SIDE = 450  # pixels, as in both releases
 

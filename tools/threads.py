@@ -1,6 +1,6 @@
 """Measures training on a CPU that others use, by how its threads wait.
 
-    python -m tests.threads        a table, in a quarter of an hour
+    python -m tools.threads        a table, in a quarter of an hour
 
 PyTorch's threads wait for each other by spinning; a thread whose core has
 another program's work keeps the others waiting.  Each row is a network and a
@@ -18,7 +18,7 @@ import time
 import pandas as pd
 
 import filename_generator
-from tests import sample_data
+from tools import sample_data
 
 SETTINGS = {'default': {}, 'OMP_WAIT_POLICY=PASSIVE':
             {'OMP_WAIT_POLICY': 'PASSIVE'}, 'GOMP_SPINCOUNT=1000':

@@ -1,28 +1,44 @@
-"""The command lines of the tools: report.py, demo.py, export.py.
+"""Which of two reports is better, and the document's tables.
 
-As in options.py, nothing here imports PyTorch.
+    python -m headpose.evaluation.compare compare A B
+    python -m headpose.evaluation.compare tables REPORT...
+
+A, B and REPORT are folders that `--report DIR` of a testing script wrote, or
+their report.json.  `compare` says whether one network is better than the
+other, image by image, and within which error bars; `tables` prints the
+document's tables, filled in.
 """
+import argparse
+import json
+import math
 import os
+import sys
 
-from options import (DATASETS, LABELS, SHIPPED, check_boxes, new_parser,
-                     number, plain_parser)
+import numpy as np
+import pandas as pd
 
+from headpose.errors import RunError, run_main
+from headpose.evaluation.report import bootstrap, with_mean
+from headpose.geometry.pose import AXES
 
-def box(text):
-    """Parses --box."""
-    x_min, y_min, x_max, y_max = map(float, text.split(','))
-    if not (x_max - x_min >= 8 and y_max - y_min >= 8):
-        raise ValueError
-    return x_min, y_min, x_max, y_max
-
-
-# For argparse's message.
-box.__name__ = 'box x_min,y_min,x_max,y_max of at least 8 pixels'
+# Tested on AFLW2000, from the document; the MAE of its last line is that of
+# its own three figures, where it prints 7.562.
+PUBLISHED_ERRORS = (
+    ('HopeNet, published', 6.470, 6.559, 5.436, 6.155, '1969'),
+    ('ResNet-50 + CBAM, the document', 5.275, 6.138, 4.852, 5.422, '1969'),
+    ('ShuffleNetV2, the document', 9.004, 7.527, 6.967, 7.833, '1969'))
+PUBLISHED_SIZES = (
+    ('HopeNet, published', '-', '95.9 MB'),
+    ('ResNet-50 + CBAM, the document', '26.5M', '112 MB'),
+    ('ShuffleNetV2, the document', '2.5M', '11 MB'))
+SAME_ANGLE = 1e-3  # degrees: reports that differ by more had other labels
 
 
 def parse_report(description, argv=None):
-    """Parses the command line of report.py."""
-    parser = plain_parser(description)
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     compare = commands.add_parser(
         'compare', help='say which of two reports is better on their common '
@@ -36,79 +52,130 @@ def parse_report(description, argv=None):
     return parser.parse_args(argv)
 
 
-def parse_demo(description, argv=None):
-    """Parses demo.py's command line; returns the options."""
-    parser = new_parser(description)
-    add = parser.add_argument
-    add('inputs', nargs='+', metavar='INPUT',
-        help='picture, folder of pictures, video, address (http, rtsp), or '
-        "number or device of a camera")
-    add('--recursive', action='store_true',
-        help='look for pictures in subfolders, too')
-    add('--snapshot', default=SHIPPED, metavar='FILE',
-        help='checkpoint of either network, bare state dict, or .onnx file '
-        'of export.py, which needs no PyTorch; default: ' + SHIPPED)
-    add('--image_size', type=number(int, 64), metavar='PIXELS',
-        help='default: what the network was trained at, or 224')
-    add('--flip', action='store_true',
-        help='give the mean rotation of each crop and of its mirror image')
-    add('--output', default='output/demo', metavar='DIR')
-    add('--overwrite', action='store_true',
-        help="replace an earlier run's results in DIR")
-    add('--detector', metavar='yunet|cascades|FILE.onnx',
-        help="OpenCV's YuNet, fetched once; its cascades; or YuNet's file; "
-        'default: yunet, or the cascades where it cannot be fetched')
-    add('--min_score', type=number(float, 0, 1), default=0.6,
-        metavar='SCORE', help='the least score of a face that YuNet finds; '
-        'default: 0.6')
-    add('--box', type=box, metavar='X0,Y0,X1,Y1',
-        help="no detection: the face's box, brows to chin, in pixels (with a "
-        'minus: --box=-5,...)')
-    add('--whole', action='store_true',
-        help="no detection: each picture is a whole crop of one head, as "
-        "loose as the test's")
-    add('--cube', action='store_true', help='draw cubes instead of axes')
-    add('--json', action='store_true', help='poses.json, not poses.csv')
-    add('--matrix', action='store_true',
-        help='rows have the rotation matrix, too')
-    add('--smooth', type=number(float, 0, 0.99), default=0.0,
-        metavar='WEIGHT', help="video: weight of the frames before in a "
-        "face's rotation; default: 0")
-    add('--no_window', action='store_true', help='camera: write video only')
-    return parser.parse_args(argv)
+def document_tables(paths):
+    """Returns the document's two tables, filled in with reports.
+
+    Args:
+        paths: of report.json files, or of their folders.
+
+    Raises:
+        RunError: a file is no report.
+    """
+    errors, sizes = list(PUBLISHED_ERRORS), list(PUBLISHED_SIZES)
+    for path in paths:
+        try:
+            report = load_report(path)
+            name = os.path.basename(report['protocol']['checkpoint'])
+            errors.append((name, *(plain_number(report['axes'][axis]['error'])
+                                   for axis in (*AXES, 'MAE')),
+                           str(plain_number(report['protocol']['images']))))
+            sizes.append((name, f'{report["network"]["parameters"]:,}',
+                          f'{report["network"]["bytes"] / 1e6:.1f} MB'))
+        except Exception as error:  # any JSON may be there
+            raise RunError(f'{path}: is no report.json of --report '
+                           f'({type(error).__name__})') from None
+    tables = (pd.DataFrame(errors, columns=['', *AXES, 'MAE', 'images']),
+              pd.DataFrame(sizes, columns=['', 'parameters', 'checkpoint']))
+    return '\n\n'.join(table.to_string(index=False, float_format='%.3f')
+                       for table in tables)
 
 
-def parse_export(description, argv=None):
-    """Parses export.py's command line; returns the options."""
-    parser = plain_parser(description)
-    add = parser.add_argument
-    add('path', metavar='FILE', help='.onnx or .pt2 file to write')
-    add('--snapshot', default=SHIPPED, metavar='FILE',
-        help='checkpoint of either network, or a bare state dict; default: '
-        + SHIPPED)
-    add('--raw', action='store_true',
-        help='take uint8 RGB pixels (N, H, W, 3); normalisation inside')
-    precision = parser.add_mutually_exclusive_group()
-    for name, what in (('int8', 'smaller and faster: 8-bit convolutions, '
-                        'their ranges measured on training crops'),
-                       ('fp16', 'half the size: 16-bit floats')):
-        precision.add_argument(
-            f'--{name}', dest='precision', action='store_const', const=name,
-            default='float32', help=f'.onnx: {what}')
-    add('--data_dir', default='./data/300W_LP/', metavar='DIR',
-        help="--int8: the training crops' data set; default: "
-        './data/300W_LP/')
-    add('--filename_list', metavar='FILE',
-        help='--int8: default: filename_list.txt in the data folder; with '
-        '--labels, all rows')
-    add('--labels', **LABELS)
-    add('--dataset', choices=list(DATASETS), default='300W_LP',
-        help='--int8: BIWI for its poses, with boxes by --labels')
-    options = parser.parse_args(argv)
-    check_boxes(parser, options)
-    if options.precision != 'float32' and options.path.endswith('.pt2'):
-        parser.error(f'argument --{options.precision}: is for .onnx files')
-    if options.filename_list is None and not options.labels:
-        options.filename_list = os.path.join(options.data_dir,
-                                             'filename_list.txt')
-    return options
+def plain_number(value):
+    """Returns a number of a report; raises TypeError where it is none."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise TypeError
+    return value
+
+
+def load_report(path):
+    """Returns what a report.json holds, given it or its folder."""
+    if os.path.isdir(path):
+        path = os.path.join(path, 'report.json')
+    with open(path, encoding='utf-8') as file:
+        return json.load(file)
+
+
+def comparison(first, second):
+    """Says which of two reports is better on their common images.
+
+    Args:
+        first, second: paths of report.json, or of its folder: A and B.
+
+    Returns:
+        A text: counts, where their protocols differ, the MAE of both and
+        B - A with the 95% interval of a paired bootstrap (the same images are
+        drawn of both), a verdict.
+
+    Raises:
+        RunError: a file is no report, or the two have no image in common or
+            disagree on its true angles.
+    """
+    reports, protocols = zip(read_report(first), read_report(second))
+    names = [name for name in reports[0] if name in reports[1]]
+    if not names:
+        raise RunError(f'{second}: has no image in common with {first}')
+    angles = np.array([[report[name] for name in names]
+                       for report in reports])  # (A or B, N, 2, 3)
+    apart = np.abs(angles[0, :, 1] - angles[1, :, 1]).max(1)
+    if apart.max() > SAME_ANGLE:
+        raise RunError(f'{second}: the true angles of '
+                       f'{names[apart.argmax()]} are not those in {first}')
+    a, b = (with_mean(np.abs(x[:, 0] - x[:, 1])) for x in angles)
+    low, high = bootstrap(b - a)
+    table = pd.DataFrame({
+        'A': a.mean(0), 'B': b.mean(0), 'B - A': (b - a).mean(0),
+        '95% from': low, 'to': high}, [*AXES, 'MAE'])
+    left_out = [len(report) - len(names) for report in reports]
+    verdict = ('B is better' if high[-1] < 0 else 'A is better'
+               if low[-1] > 0 else 'the difference is within the error bars')
+    return '\n'.join([
+        f'A: {first}', f'B: {second}', f'{len(names)} common images' + (
+            ' (left out: %d of A, %d of B)' % tuple(left_out)
+            if any(left_out) else ''),
+        *(f'{name}: A {protocols[0][name]}, B {protocols[1][name]}'
+          for name in protocols[0]
+          if protocols[0][name] != protocols[1][name]),
+        table.to_string(na_rep='-', float_format='%.4f'),
+        f'By MAE, {verdict}.'])
+
+
+def read_report(path):
+    """Reads a report.json.
+
+    Returns:
+        Its images, a dict of names to (2, 3), predicted and true angles; and
+        of its protocol, the landmarks, the size of the crops, and whether
+        mirror images were asked, too.
+
+    Raises:
+        RunError: the file is no report.
+    """
+    try:
+        report = load_report(path)
+        rows, protocol = report['rows'], report['protocol']
+        angles = np.array([[row['predicted'], row['true']] for row in rows])
+        if (angles.shape[1:] != (2, 3) or angles.dtype.kind not in 'if'
+                or not np.isfinite(angles).all()):
+            raise ValueError
+        return (dict(zip([row['name'] for row in rows], angles)),
+                {'landmarks': protocol['landmarks'],
+                 'image_size': protocol['image_size'],
+                 # Reports were written before there was a choice.
+                 'flip': protocol.get('flip', False),
+                 'crop': protocol.get('crop', 'ours')})
+    except Exception as error:  # any JSON may be there
+        raise RunError(f'{path}: is no report.json of --report '
+                       f'({type(error).__name__})') from None
+
+
+def main(argv=None):
+    """Runs the command; `argv` is a list of options, for tests."""
+    options = parse_report(__doc__, argv)
+    if options.command == 'compare':
+        print(comparison(options.first, options.second))
+    else:
+        print(document_tables(options.reports))
+
+
+if __name__ == '__main__':
+    sys.exit(run_main(main))

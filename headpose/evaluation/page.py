@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pose import AXES, draw_pose
+from headpose.geometry.draw import draw_pose
+from headpose.geometry.pose import AXES
 
 WORST, TILE = 12, 220  # pictures on a page, and their size in pixels
 PAGE_START = '''<!DOCTYPE html>

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pose import MIRROR, beyond_range, turned
+from headpose.geometry.pose import MIRROR, beyond_range, turned
 
 # The published margins around the landmarks, in box sizes, for margin k.
 TRAIN_SIDE, PROTOCOL_SIDE = 0.6, 2.0  # left and right of the face

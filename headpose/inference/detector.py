@@ -1,4 +1,4 @@
-"""A picture to face boxes: YuNet and OpenCV's cascades; faces over frames.
+"""A picture to face boxes: YuNet and OpenCV's cascades.
 
 A picture is a uint8 array (H, W, 3), BGR as OpenCV has it.  A box is
 x_min, y_min, x_max, y_max in pixels around the face's 68 landmarks, brows to
@@ -16,7 +16,7 @@ import urllib.request
 import cv2
 import numpy as np
 
-from pose import mean_angles
+from headpose.errors import InputError
 
 # YuNet of OpenCV's zoo (MIT licence), and what its bytes must come to.
 YUNET_URL = ('https://github.com/opencv/opencv_zoo/raw/main/models/'
@@ -57,13 +57,6 @@ YUNET = (-0.01, 0.25, 1.03, 1.02)
 # margins add 0.4 of its width to the left, 0.4 of what that makes to the
 # right; 0.4 of its height above, and 0.12 of what that makes below.
 WHOLE = (0.4 / 1.4 ** 2, 0.4 / (1.4 * 1.12), 1 / 1.4, 1 / 1.12)
-
-SAME = 0.3  # intersection over union of a face's boxes in following frames
-MEMORY = 1.0  # seconds for which a face that is not found keeps its number
-
-
-class InputError(Exception):
-    """An input that cannot be used; the message names it."""
 
 
 # ------------------------------------------------------------------- boxes
@@ -363,57 +356,3 @@ def yunet_file():
 def is_yunet(content):
     """Says whether bytes are those of YuNet's file in OpenCV's zoo."""
     return hashlib.sha256(content).hexdigest() == YUNET_SHA256
-
-
-# ------------------------------------------------- the same face over frames
-
-class Tracker:
-    """Numbers a video's faces and averages their rotations over its frames.
-
-    A face is that of an earlier frame whose box it overlaps most; one that is
-    not found keeps its number for MEMORY seconds.
-
-    Args:
-        weight: of the frames before in a face's rotation, 0 to below 1.
-    """
-
-    def __init__(self, weight=0.0):
-        self.weight = weight
-        self.faces = {}  # track: (box, angles, seconds), when last seen
-        self.count = 0
-
-    def __call__(self, boxes, angles, seconds):
-        """Returns the tracks (N,) and averaged angles (N, 3) of a frame.
-
-        Args:
-            boxes: (N, 4), pixels.
-            angles: (N, 3), degrees: yaw, pitch, roll.
-            seconds: of the frame, from the video's start.
-        """
-        self.faces = {track: face for track, face in self.faces.items()
-                      if seconds - face[2] <= MEMORY}
-        tracks = self.assign(boxes)
-        averaged = np.array(angles, float)  # a copy
-        for row, (track, box) in enumerate(zip(tracks, boxes)):
-            if track in self.faces:
-                averaged[row], = mean_angles(
-                    [angles[[row]], [self.faces[track][1]]],
-                    (1 - self.weight, self.weight))
-            self.faces[track] = box, averaged[row], seconds
-        return tracks, averaged
-
-    def assign(self, boxes):
-        """Returns the tracks (N,) of boxes (N, 4), best overlaps first."""
-        tracks = np.full(len(boxes), -1)
-        known = list(self.faces)
-        if known and len(boxes):
-            last = np.array([self.faces[track][0] for track in known])
-            shares = np.array([overlap(box, last) for box in boxes])  # (N, K)
-            while shares.max() > SAME:
-                row, column = np.unravel_index(shares.argmax(), shares.shape)
-                tracks[row] = known[column]
-                shares[row], shares[:, column] = 0, 0
-        for row in np.flatnonzero(tracks < 0):
-            tracks[row] = self.count
-            self.count += 1
-        return tracks

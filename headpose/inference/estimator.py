@@ -1,20 +1,19 @@
 """A picture to the angles of the heads in it; networks in onnxruntime.
 
 PyTorch is an optional package here: a network that export.py wrote as .onnx
-runs without it.  torch_network.py, which needs it, is imported for a
-checkpoint alone, by `load`.
+runs without it.  For a checkpoint `load` is handed the function that needs
+it.
 """
-import importlib
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from datasets import shown
-from detect import InputError
-from pose import AXES, MAX_ANGLE, MIRROR, mean_angles
-from transforms import crop_problem, protocol_crop
+from headpose.errors import InputError
+from headpose.files import printable
+from headpose.geometry.crop import crop_problem, protocol_crop
+from headpose.geometry.pose import AXES, MAX_ANGLE, MIRROR, mean_angles
 
 try:  # optional: for .onnx alone
     import onnxruntime
@@ -94,7 +93,7 @@ class OnnxNetwork:
 
     def __init__(self, path, image_size=None):
         if not onnxruntime:
-            raise InputError(f'{shown(path)}: needs onnxruntime: pip install '
+            raise InputError(f'{printable(path)}: needs onnxruntime: pip install '
                              'onnxruntime')
         # Its threads would wait for work in a loop between two pictures, and
         # take the cores from the detector: 0.15 s a picture instead of 0.12.
@@ -106,22 +105,22 @@ class OnnxNetwork:
                 self.session = onnxruntime.InferenceSession(file.read(),
                                                             options)
         except OSError as error:
-            raise InputError(f'{shown(path)}: {error.strerror} (--snapshot)'
+            raise InputError(f'{printable(path)}: {error.strerror} (--snapshot)'
                              ) from None
         except Exception as error:  # onnxruntime documents no list
-            raise InputError(f'{shown(path)}: cannot be run by onnxruntime '
+            raise InputError(f'{printable(path)}: cannot be run by onnxruntime '
                              f'({type(error).__name__})') from None
         said = self.session.get_modelmeta().custom_metadata_map
         outputs = {output.name for output in self.session.get_outputs()}
         if not {'logits', 'angles'} <= outputs:
-            raise InputError(f'{shown(path)}: has no outputs logits and '
+            raise InputError(f'{printable(path)}: has no outputs logits and '
                              'angles; export.py writes them')
         if said.get('angles', ORDER) != ORDER:
-            raise InputError(f'{shown(path)}: its angles are '
+            raise InputError(f'{printable(path)}: its angles are '
                              f'{said["angles"]}, not {ORDER}')
         size = image_size or said.get('image_size', '')
         if not str(size).isdecimal():
-            raise InputError(f'{shown(path)}: does not say the size of its '
+            raise InputError(f'{printable(path)}: does not say the size of its '
                              'crops; export it anew, or give --image_size')
         self.size = int(size)
         self.input = self.session.get_inputs()[0]
@@ -167,12 +166,14 @@ def spread(logits):
     return np.sqrt(variance.mean(1)) * 2 * MAX_ANGLE / len(index)
 
 
-def load(snapshot, gpu=-1, image_size=None):
+def load(snapshot, torch_network, gpu=-1, image_size=None):
     """Returns a network: a function of crops, and their `size`.
 
     Args:
         snapshot: .onnx file, checkpoint of either network, or a bare state
             dict.
+        torch_network: a function of `snapshot`, `gpu` and `image_size` that
+            returns the network of a checkpoint.
         gpu: number of the GPU, -1 for the CPU; an .onnx file runs on the CPU.
         image_size: side of the crops; None for the file's own.
 
@@ -181,12 +182,9 @@ def load(snapshot, gpu=-1, image_size=None):
     """
     if snapshot.lower().endswith('.onnx'):
         return OnnxNetwork(snapshot, image_size)
-    # The one import that waits: PyTorch takes seconds and gigabytes, and who
-    # runs an exported network need not even have it.
     try:
-        room = importlib.import_module('torch_network')
+        return torch_network(snapshot, gpu, image_size)
     except ImportError as error:
-        raise InputError(f'{shown(snapshot)}: a checkpoint needs PyTorch '
+        raise InputError(f'{printable(snapshot)}: a checkpoint needs PyTorch '
                          f'({error}); an .onnx file of export.py does not'
                          ) from None
-    return room.TorchNetwork(snapshot, gpu, image_size)

@@ -10,11 +10,12 @@ import re
 import cv2
 import numpy as np
 
-from datasets import shown
-from detect import InputError
-from pictures import whole_file
-from pose import AXES, draw_pose, rotation_matrix
-from video import is_camera, is_live
+from headpose.errors import InputError
+from headpose.files import printable
+from headpose.geometry.draw import draw_pose
+from headpose.geometry.pose import AXES, rotation_matrix
+from headpose.inference.pictures import whole_file
+from headpose.inference.video import is_camera, is_live
 
 BOX = ('x_min', 'y_min', 'x_max', 'y_max')
 FACING = ('face_x', 'face_y', 'face_z')  # the unit vector out of the face
@@ -95,7 +96,7 @@ class Table:
                     writer.writeheader()
                     writer.writerows(self.rows)
         noun = 'row' if len(self.rows) == 1 else 'rows'
-        print(f'{len(self.rows)} {noun}: {shown(self.path)}')
+        print(f'{len(self.rows)} {noun}: {printable(self.path)}')
         return True
 
 
@@ -140,7 +141,7 @@ class Names:
                 continue
             if not overwrite:
                 raise InputError(
-                    f'{shown(path)}: is there from an earlier run; '
+                    f'{printable(path)}: is there from an earlier run; '
                     '--overwrite replaces its results, --output names '
                     'another folder')
             self.earlier |= {os.path.realpath(path), *written(path)}
@@ -149,7 +150,7 @@ class Names:
         """Returns the path of the table, and takes it."""
         path = os.path.join(self.folder, TABLES[as_json])
         if os.path.realpath(path) in self.taken:
-            raise InputError(f'{shown(path)}: is an input')
+            raise InputError(f'{printable(path)}: is an input')
         self.taken.add(os.path.realpath(path))
         return path
 

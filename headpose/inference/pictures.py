@@ -13,8 +13,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from datasets import shown
-from detect import InputError
+from headpose.errors import InputError
+from headpose.files import printable
 
 try:  # optional: it reads the HEIC pictures of telephones
     import pillow_heif
@@ -49,7 +49,7 @@ def open_picture(path):
     except UnidentifiedImageError:
         pass
     except Image.DecompressionBombError:
-        raise InputError(f'{shown(path)}: has more pixels than the '
+        raise InputError(f'{printable(path)}: has more pixels than the '
                          f'{2 * Image.MAX_IMAGE_PIXELS // 10**6} million '
                          'that are read') from None
     except Exception as error:  # Pillow documents no list of errors
@@ -58,17 +58,17 @@ def open_picture(path):
         head = file.read(12)
     heic = head[4:8] == b'ftyp' and head[8:] in HEIF_BRANDS
     if heic and not pillow_heif:
-        raise InputError(f'{shown(path)}: HEIC needs another package: pip '
+        raise InputError(f'{printable(path)}: HEIC needs another package: pip '
                          'install pillow-heif; or save it as JPEG')
     if heic or path.lower().endswith(PICTURES):
-        raise InputError(f'{shown(path)}: cannot be read as a picture')
+        raise InputError(f'{printable(path)}: cannot be read as a picture')
     return None
 
 
 def unreadable(path, error):
     """Returns the `InputError` of a picture that is damaged."""
     reason = str(error).splitlines() or [type(error).__name__]
-    return InputError(f'{shown(path)}: cannot be read as a picture '
+    return InputError(f'{printable(path)}: cannot be read as a picture '
                       f'({reason[0]})')
 
 
@@ -175,7 +175,7 @@ def whole_file(path):
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f'{shown(path)}: cannot be written '
+        raise InputError(f'{printable(path)}: cannot be written '
                          f'({error.strerror or error})') from None
     finally:
         with contextlib.suppress(OSError):

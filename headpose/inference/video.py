@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from PIL import ImageSequence
 
-from datasets import shown
-from detect import InputError
-from pictures import bgr, unreadable, whole_file
+from headpose.errors import InputError
+from headpose.files import printable
+from headpose.inference.pictures import bgr, unreadable, whole_file
 
 URLS = ('http://', 'https://', 'rtsp://', 'rtsps://', 'rtmp://')
 USUAL_RATE = 25  # frames a second, of a video that names no rate
@@ -143,7 +143,7 @@ class Film:
             self.video = self.picture_stream()
         except (OSError, ValueError, av.FFmpegError) as error:
             self.close()
-            raise InputError(f'{shown(source)}: cannot be read as a picture '
+            raise InputError(f'{printable(source)}: cannot be read as a picture '
                              f'or a video ({reason(error)})') from None
         self.video.thread_type = 'AUTO'
         self.sound = next(iter(self.container.streams.audio), None)
@@ -208,7 +208,7 @@ class Film:
 
     def check_whole(self, count, seconds, damaged):
         """Raises InputError unless all of the video has been read."""
-        name = shown(self.source)
+        name = printable(self.source)
         if not count:
             raise InputError(f'{name}: no frame can be read'
                              + (f' ({reason(damaged)})' if damaged else ''))

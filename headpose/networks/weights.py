@@ -1,14 +1,12 @@
 """A state dict: whose it is, and whether it fits a network."""
 import re
 
+from headpose.errors import WeightsError
+
 WRAPPED = re.compile(r'^((module|_orig_mod|model)\.)+')  # before a key
 # Layers that no output depends on: ImageNet's classifiers, as torchvision
 # names them, and HopeNet's fc_finetune.
 DEAD = ('fc.', 'fc_finetune.', 'classifier.1.', 'classifier.3.')
-
-
-class WeightsError(ValueError):
-    """Weights that do not fit the network, or a file that holds none."""
 
 
 def plain_keys(state):

@@ -41,9 +41,10 @@ import re
 
 import numpy as np
 
-import labels as tables
-from datasets import fault, read_bytes, shown
-from pose import AXES, aligned, angles_of, rotation_errors
+from headpose.errors import fault
+from headpose.files import printable, read_bytes
+from headpose.geometry.pose import angles_of
+from headpose.readers import table as tables
 
 # Where a data folder may have the sequences 01 to 24; the last is in
 # Opal23's list.
@@ -60,7 +61,6 @@ TEST_SEQUENCES = {
     1: ('01', '06', '10', '12', '17', '19', '20', '24'),
     2: ('07', '08', '09', '14', '17', '20', '22', '24'),
     3: ('04', '06', '07', '09', '13', '17', '19', '22')}
-ALIGNED = tuple(f'aligned_{axis}' for axis in (*AXES, 'mae'))
 MAX_POSE = 4096  # bytes; a pose.txt has some 120
 NO_ROTATION = 1e-3  # so far may its six digits be from a rotation's
 # From camera axes (right, down, away) to ours (right, down, to us), and the
@@ -121,9 +121,9 @@ def read_boxes(data_dir, labels):
         match = FRAME.search(row.image)
         image = match and frames.get(match.groups())
         if not image or image in seen:
-            bad.append(f'{row.where}: {shown(row.image)} ' + (
+            bad.append(f'{row.where}: {printable(row.image)} ' + (
                 'is listed already' if image else 'is not in '
-                + shown(data_dir) if match else
+                + printable(data_dir) if match else
                 'is no frame of BIWI, such as hpdb/01/frame_00003_rgb.png'))
             continue
         seen.add(image)
@@ -188,57 +188,3 @@ def split_lists(names):
                 name for name in names
                 if (sequence(name) in tested) == inside]
     return lists
-
-
-def by_sequence(result, names, frames):
-    """Returns what is reported of BIWI beside the test line.
-
-    Args:
-        result: an `engine.Evaluation`.
-        names: of all images, by its indices.
-        frames: the numbers of frames in the folder, by sequence.
-
-    Returns:
-        A dict of numbers: sequences, frames tested, and those of these
-        sequences in the folder; the mean rotation error; and after alignment
-        by sequence (see `pose.aligned`) the mean errors of yaw, pitch and
-        roll, their mean, and the mean rotation error.
-    """
-    sequences = np.array([sequence(names[index]) for index in result.indices])
-    turned = np.empty_like(result.predicted, float)
-    for each in set(sequences):
-        inside = sequences == each
-        turned[inside] = aligned(result.predicted[inside],
-                                 result.true[inside])
-    errors = np.abs(turned - result.true).mean(0)
-    plain, after = (float(rotation_errors(angles, result.true)[0].mean())
-                    for angles in (result.predicted, turned))
-    return {'sequences': len(set(sequences)), 'tested': len(sequences),
-            'frames': sum(frames[each] for each in set(sequences)),
-            'rotation': plain,
-            **dict(zip(ALIGNED, [*errors.tolist(), float(errors.mean())])),
-            'aligned_rotation': after}
-
-
-def print_sequences(result, annotations):
-    """Prints what `by_sequence` finds of BIWI, of other data nothing.
-
-    Args:
-        result: an `engine.Evaluation`.
-        annotations: of its images.
-
-    Returns:
-        A dict for the report: 'BIWI' to what was found, or nothing.
-    """
-    if not annotations.frames:
-        return {}
-    found = by_sequence(result, annotations.names, annotations.frames)
-    left_out = found['frames'] - found['tested']
-    angles = ', '.join(f'{name}: {found[key]:.4f}' for name, key in zip(
-        ('Yaw', 'Pitch', 'Roll', 'MAE'), ALIGNED))
-    print(f'BIWI: {found["tested"]:,} of {found["frames"]:,} frames of '
-          f'{found["sequences"]} sequences, {left_out:,} left out. Rotation: '
-          f'{found["rotation"]:.4f}')
-    print(f'Aligned by sequence: {angles}, Rotation: '
-          f'{found["aligned_rotation"]:.4f}')
-    return {'BIWI': found}

@@ -11,6 +11,11 @@ import zlib
 
 import numpy as np
 
+from headpose.errors import DataError, fault
+from headpose.files import read_bytes
+from headpose.geometry.crop import crop_problem
+
+WANTED = ('Pose_Para', 'pt2d')  # of a .mat file's arrays
 MAX_MAT = 2 ** 26  # bytes that a file unpacks to; one of 300W-LP has 10 KB
 
 # "MAT-File Format", The MathWorks: the types of data elements that are
@@ -132,3 +137,71 @@ def numeric_array(flags, shape, values, order):
         raise ValueError('a side of an array is negative')
     return np.frombuffer(numbers, order + NUMBERS[kind]).reshape(shape,
                                                                  order='F')
+
+
+def read_mat(path):
+    """Reads one .mat file of 300W-LP or AFLW2000.
+
+    Returns:
+        angles: float64 array (3,), degrees: yaw, pitch, roll.
+        pt2d: float64 array (2, K), the landmarks' x and y in pixels.
+
+    Raises:
+        DataError: the file is missing, damaged, or has no finite Pose_Para
+            and pt2d.
+    """
+    try:
+        fields = read_fields(read_bytes(path, MAX_MAT), WANTED)
+        pose, pt2d = (fields[name].astype(np.float64)
+                      for name in WANTED)
+    except DataError:
+        raise
+    except KeyError as error:
+        raise fault(path, f'has no {error.args[0]}') from None
+    except (ValueError, zlib.error) as error:
+        raise fault(path, f'not a readable .mat file ({error})') from None
+    pose = pose.ravel()
+    if pose.size < 3 or pt2d.ndim != 2 or len(pt2d) != 2 or not pt2d.size:
+        raise fault(path, 'expected Pose_Para with at least 3 values and '
+                    f'pt2d of shape (2, K), found {pose.size} and '
+                    f'{pt2d.shape}')
+    if not (np.isfinite(pose[:3]).all() and np.isfinite(pt2d).all()):
+        raise fault(path, 'Pose_Para or pt2d is not finite')
+    return np.degrees(pose[[1, 0, 2]]), pt2d  # the file: pitch, yaw, roll
+
+
+def face_box(pt2d, landmarks='visible'):
+    """Returns the landmarks' box: x_min, y_min, x_max, y_max.
+
+    AFLW2000 marks landmarks that cannot be seen with x = -1 (their y is then
+    452).  'visible' leaves them out; 'raw', the published protocol, takes
+    them for points of the face.
+
+    Args:
+        pt2d: array (2, K).
+        landmarks: 'visible' or 'raw'.
+
+    Raises:
+        DataError: the box has no area, or cannot be cropped.
+    """
+    if landmarks == 'visible':
+        pt2d = pt2d[:, pt2d[0] != -1]
+    if not pt2d.size or np.ptp(pt2d, axis=1).min() <= 0:
+        raise DataError('the landmarks of pt2d span no box')
+    box = np.concatenate((pt2d.min(1), pt2d.max(1)))
+    problem = crop_problem(box)
+    if problem:
+        raise DataError(problem)
+    return box
+
+
+def read_labels(path, landmarks='visible'):
+    """Returns the angles and the face box of a .mat file.
+
+    See `read_mat` and `face_box`; a `DataError` of either names the file.
+    """
+    angles, pt2d = read_mat(path)
+    try:
+        return angles, face_box(pt2d, landmarks)
+    except DataError as error:
+        raise fault(path, error) from None

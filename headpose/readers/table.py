@@ -42,10 +42,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets import (Annotations, DataError, can_be_listed, fault,
-                      leaves_folder, read_bytes, read_list_lines, shown)
-from pose import AXES, MAX_ANGLE, beyond_range
-from transforms import crop_problem
+from headpose.errors import DataError, fault
+from headpose.files import printable, read_bytes
+from headpose.geometry.crop import crop_problem
+from headpose.geometry.pose import AXES, MAX_ANGLE, beyond_range
+from headpose.readers.lists import (Annotations, can_be_listed, leaves_folder,
+                                    read_list_lines)
 
 MAX_TABLE = 2 ** 28  # bytes
 IMAGE = ('image', 'path', 'file')
@@ -90,15 +92,15 @@ def read_table(path, with_angles=True):
     """
     data = read_bytes(path, MAX_TABLE)
     (line, header), *records = read_records(path, data)
-    columns, places, signs = find_columns(f'{shown(path)}: line {line}',
+    columns, places, signs = find_columns(f'{printable(path)}: line {line}',
                                           header, with_angles)
     rows, bad, first = [], [], {}
     for line, cells in records:
-        where = f'{shown(path)}: line {line}'
+        where = f'{printable(path)}: line {line}'
         try:
             row = read_row(where, cells, columns, places, signs)
             if row.name in first:
-                raise DataError(f'{shown(row.image)} is listed already, in '
+                raise DataError(f'{printable(row.image)} is listed already, in '
                                 f'line {first[row.name]}')
         except DataError as error:
             bad.append(f'{where}: {error}')
@@ -173,7 +175,7 @@ def find_columns(where, header, with_angles=True):
             signs = OPAL23_SIGNS
     twice = [name for name in names if name and names.count(name) > 1]
     if twice:
-        raise DataError(f'{where}: there are two columns {shown(twice[0])}')
+        raise DataError(f'{where}: there are two columns {printable(twice[0])}')
     image = [name for name in IMAGE if name in names]
     box = next((box for box in BOXES if set(box) <= set(names)), BOXES[0])
     wanted = [*box, *(AXES if with_angles else ())]
@@ -212,11 +214,11 @@ def read_row(where, cells, columns, places, signs):
     if not cells[places['image']]:
         raise DataError('the image is not named')
     if leaves_folder(image):
-        raise DataError(f'{shown(image)} is no name relative to the data '
+        raise DataError(f'{printable(image)} is no name relative to the data '
                         'folder, of an image inside of it')
     name = os.path.splitext(image)[0]
     if not can_be_listed(name):
-        raise DataError(f'{shown(image)}: no list can hold this name')
+        raise DataError(f'{printable(image)}: no list can hold this name')
     box, angles = (
         np.array([read_number(columns[place], cells[place])
                   for place in map(places.get, names) if place is not None])
@@ -264,8 +266,8 @@ def listed_rows(table, filename_list):
     rows = []
     for number, name in read_list_lines(filename_list):
         if name not in by_name:
-            raise fault(filename_list, f'line {number}: {shown(name)} is not '
-                        f'in {shown(table.path)}'
+            raise fault(filename_list, f'line {number}: {printable(name)} is not '
+                        f'in {printable(table.path)}'
                         + (', or its line there is unusable' if table.bad
                            else ''))
         rows.append(by_name[name])

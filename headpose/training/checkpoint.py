@@ -6,10 +6,11 @@ import zipfile
 
 import torch
 
+from headpose.errors import WeightsError
+from headpose.files import atomic
+from headpose.networks.weights import load_exactly, plain_keys
+from headpose.training.options import CROP_SIZES, SHIPPED
 from hopenet import HEADS
-from options import CROP_SIZES, SHIPPED
-from utils import atomic
-from weights import WeightsError, load_exactly, plain_keys
 
 # What a checkpoint of ours holds beside 'model', the state dict.  Those of
 # the best epoch have the first line only.

@@ -16,12 +16,13 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from history import published_text, report_training
+from headpose.errors import Interrupted, RunError
+from headpose.geometry.pose import MIRROR, mean_angles
+from headpose.training.history import published_text, report_training
+from headpose.training.processes import (gather, run_signals_noted,
+                                         warn_if_busy, world_size)
+from headpose.training.run import Run, claimed
 from hopenet import decode, normalize, pose_loss, spread
-from pose import MIRROR, mean_angles
-from run import Run, claimed
-from utils import (Interrupted, RunError, gather, run_signals_noted,
-                   warn_if_busy, world_size)
 
 CHECK_EVERY = 50  # steps between two looks at the losses on the device
 AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}

@@ -10,9 +10,10 @@ import torch
 import torchvision
 from matplotlib.figure import Figure
 
-from datasets import shown
-from pose import AXES
-from utils import RunError, world_size
+from headpose.errors import RunError
+from headpose.files import printable
+from headpose.geometry.pose import AXES, angles_text
+from headpose.training.processes import world_size
 
 # Options that may differ when a run is resumed: they do not change it, or
 # (epochs, patience) only how long it goes on.
@@ -60,7 +61,7 @@ def refuse_differences(path, before, now, override=False):
 
 def changes_text(changed):
     """Names what `refuse_differences` found, as one line's part."""
-    return shown(', '.join(f'{name} (was {was}, is {now})'
+    return printable(', '.join(f'{name} (was {was}, is {now})'
                            for name, (was, now) in changed.items()))
 
 
@@ -114,13 +115,6 @@ def published_text(model):
     lines += ['all batch norms in eval mode from epoch 2 on',
               'split by image: renderings of a photograph on both sides']
     return '\n'.join(['As published:'] + [f'  - {line}' for line in lines])
-
-
-def angles_text(errors):
-    """Formats mean errors, from (N, 3) degrees, as one line's part."""
-    means = [*errors.mean(0), errors.mean()]
-    return ', '.join(f'{name}: {mean:.4f}' for name, mean
-                     in zip(('Yaw', 'Pitch', 'Roll', 'MAE'), means))
 
 
 def plot_curves(log):

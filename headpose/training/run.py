@@ -11,15 +11,18 @@ import pandas as pd
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
-from checkpoint import (check_resumable, load_pretrained, misfit,
-                        optimizer_misfit, read_checkpoint, save_checkpoint)
-from history import (angles_text, changes_text, plot_curves, provenance,
-                     refuse_differences)
-from options import sibling
-from pose import AXES
-from utils import (Interrupted, RunError, UsageError, atomic, command_line,
-                   locked, lost_process, process_rank)
-from weights import WeightsError, load_exactly
+from headpose.errors import Interrupted, RunError, UsageError, WeightsError
+from headpose.files import atomic
+from headpose.geometry.pose import AXES, angles_text
+from headpose.networks.weights import load_exactly
+from headpose.training.checkpoint import (check_resumable, load_pretrained,
+                                          misfit, optimizer_misfit,
+                                          read_checkpoint, save_checkpoint)
+from headpose.training.history import (changes_text, plot_curves, provenance,
+                                       refuse_differences)
+from headpose.training.options import sibling
+from headpose.training.processes import (command_line, locked, lost_process,
+                                         process_rank)
 
 # Options that the optimizer and the schedule are made of.
 SCHEDULE_OPTIONS = {'lr', 'lr_steps', 'weight_decay', 'num_epochs'}
