@@ -39,7 +39,7 @@ class PoseDataset:
         augment: training crops; else the protocol's test crop.
         seed: of the augmentation.
         more: augmentation beyond HopeNet's.
-        protocol: of the test crop, see `transforms.protocol_crop`.
+        protocol: of the test crop, see `crop.protocol_crop`.
     """
 
     def __init__(self, data_dir, annotations, size=224, augment=False,
@@ -170,10 +170,10 @@ def read_data(data_dir, filename_list, landmarks='visible', labels=None,
     Args:
         data_dir: the folder that names are relative to.
         filename_list: names; None: all of a table's.
-        landmarks: see `datasets.face_box`.
-        labels: a table, see labels.py; None: the .mat files.
+        landmarks: see `mat.face_box`.
+        labels: a table, see headpose/readers/table.py; None: the .mat files.
         dataset: one of the names in `options.DATASETS`, or None; BIWI has
-            only boxes in its table, see biwi.py.
+            only boxes in its table, see headpose/readers/biwi.py.
 
     Raises:
         DataError: something is missing, damaged or out of range.
@@ -259,8 +259,8 @@ def check_split(names, training, validation, by='photo', groups=None):
         largest, count = collections.Counter(keys).most_common(1)[0]
         raise DataError(
             f'the split by group is not 9:1: {text}. The largest group is '
-            f'{printable(largest)}, with {count:,}; --split_seed draws others, '
-            '--split image pays no heed to groups' if groups else
+            f'{printable(largest)}, with {count:,}; --split_seed draws '
+            'others, --split image pays no heed to groups' if groups else
             f'the split by photograph is not 9:1: {text}. Names that differ '
             'in the number at their end are taken for renderings of one '
             f'photograph, {printable(largest)} for {count:,} of them; if they '

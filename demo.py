@@ -35,7 +35,7 @@ Faces are found by YuNet, fetched once from OpenCV's zoo, at several scales
 and turned; where it cannot be had, by OpenCV's cascades.  --detector yunet,
 cascades or FILE.onnx chooses.  Of 1,983 re-crops of AFLW2000's images YuNet
 finds the faces of 1,971; of 100, ten at a time in a picture of 4032x3024, all
-of them, the cascades 62.  tests/README.md has more figures, and what a found
+of them, the cascades 62.  tools/README.md has more figures, and what a found
 box costs in degrees.
 
 With crops of your own: --whole (each picture is a whole crop of one head, as
@@ -67,7 +67,6 @@ from headpose.inference.tracker import Tracker
 from headpose.inference.video import (Animation, is_camera, is_live,
                                       open_moving, recording)
 from headpose.training.options import SHIPPED, new_parser, number
-
 
 # Of the shipped checkpoint, from any folder.
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -107,8 +106,8 @@ def find_inputs(inputs, recursive=False, output=None):
             pictures, others = pictures_in(entry, recursive, output)
             found += pictures
             if pictures and others:
-                print(f'{printable(entry)}: pictures: {len(pictures)}, others, '
-                      f'left alone: {others}')
+                print(f'{printable(entry)}: pictures: {len(pictures)}, '
+                      f'others, left alone: {others}')
             if not pictures:
                 bad.append(f'{printable(entry)}: a folder without pictures '
                            f'({", ".join(PICTURES)})')
@@ -149,7 +148,7 @@ class Work:
         table: the `Table` that notes the heads.
         names: the `Names` of what is written.
         cube: draw cubes, not axes.
-        smooth: weight of a video's frames before, see `detect.Tracker`.
+        smooth: weight of a video's frames before, see `tracker.Tracker`.
         window: show a camera's frames.
         stop: signals received.
     """

@@ -10,10 +10,10 @@ The list holds one name a line, sorted, without extension; an image is a .jpg,
 read them, and what is damaged is named.  Images with an angle beyond +-99
 degrees are left out; AFLW2000 then has 1,969 of 2,000.
 
-With --labels a table takes the place of the .mat files: labels.py says how it
-looks, and what its angles' signs are.  BIWI's angles are in its own files,
-and only its boxes in the table (biwi.py); the lists of its three splits are
-written, too.
+With --labels a table takes the place of the .mat files:
+headpose/readers/table.py says how it looks, and what its angles' signs are.
+BIWI's angles are in its own files, and only its boxes in the table
+(headpose/readers/biwi.py); the lists of its three splits are written, too.
 """
 import collections
 import contextlib
@@ -79,8 +79,8 @@ def find_pairs(folder, dataset, include_flips=False):
         for subfolder in find_subfolders(folder, dataset, include_flips):
             images = find_images(folder, subfolder)
             mats = find_mats(folder, subfolder)
-            bad += [f'{printable(name)}.mat has no image ({", ".join(ENDINGS)})'
-                    for name in mats - images.keys()]
+            bad += [f'{printable(name)}.mat has no image '
+                    f'({", ".join(ENDINGS)})' for name in mats - images.keys()]
             for name, files in images.items():
                 problem = pair_problem(name, files, mats)
                 if problem:
@@ -101,7 +101,7 @@ def find_rows(folder, dataset, path):
         path: of the table.
 
     Returns:
-        pairs: sorted (name, image file, `labels.Row`).
+        pairs: sorted (name, image file, `table.Row`).
         bad: a line for each row that cannot be used.
 
     Raises:
@@ -156,7 +156,7 @@ def check_pair(folder, name, file, row=None):
     Args:
         folder: of the data set.
         name, file: of the image, relative to it, without and with extension.
-        row: its `labels.Row`, if its labels are not in a .mat file.
+        row: its `table.Row`, if its labels are not in a .mat file.
     """
     image = os.path.join(folder, file)
     where = f'{row.where}: ' if row else ''
@@ -272,8 +272,8 @@ def after_death(folder, worker, jobs):
         jobs.extend([pair] for pair in worker.job)
         return []
     name = worker.job[0][0]
-    return [(name, 'bad', f'{printable(os.path.join(folder, name))}: the process '
-             'that read this pair died of it (exit status '
+    return [(name, 'bad', f'{printable(os.path.join(folder, name))}: the '
+             'process that read this pair died of it (exit status '
              f'{worker.process.exitcode})')]
 
 
@@ -388,8 +388,8 @@ def report(path, dataset, rows, bad):
     kept = len(rows) - len(dropped) - sum(row[1] == 'bad' for row in rows)
     for name, _, reason in dropped:
         print(f'dropped {printable(name)}: {reason}')
-    print(f'{printable(path)}: {kept:,} kept, {len(dropped):,} dropped (an angle '
-          f'beyond +-99 degrees), {bad:,} unusable')
+    print(f'{printable(path)}: {kept:,} kept, {len(dropped):,} dropped (an '
+          f'angle beyond +-99 degrees), {bad:,} unusable')
     if dataset == 'AFLW2000':
         verdict = ('as expected' if kept == EXPECTED_AFLW2000 else
                    'this is not the whole release')

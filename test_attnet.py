@@ -2,8 +2,8 @@
 
     python test_attnet.py --snapshot ./checkpoints/resnet.pkl
 
-`--labels` tests on data of your own (labels.py), `--dataset BIWI` on the
-Kinect database (biwi.py).
+`--labels` tests on data of your own (headpose/readers/table.py),
+`--dataset BIWI` on the Kinect database (headpose/readers/biwi.py).
 """
 import sys
 

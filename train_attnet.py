@@ -3,7 +3,7 @@
     python train_attnet.py --data_dir ./data/300W_LP/
 
 `--attention none` trains HopeNet's own network on the same harness,
-`--labels` trains on data of your own (labels.py).
+`--labels` trains on data of your own (headpose/readers/table.py).
 """
 import sys
 

@@ -4,7 +4,7 @@
 
 The recipe is the ResNet's; `--width` makes the network smaller or larger,
 `--backbone` another one (`python shufflenet.py` lists them); `--labels`
-trains on data of your own (labels.py).
+trains on data of your own (headpose/readers/table.py).
 """
 import sys
 

@@ -328,8 +328,7 @@ def test_real_training_crops_are_hopenets(real):
     folder, lists = real
     apart = []
     for dataset in ('300W_LP', 'AFLW2000'):
-        annotations = read_annotations(folder / dataset,
-                                                lists[dataset])
+        annotations = read_annotations(folder / dataset, lists[dataset])
         rng = np.random.default_rng(0)
         for name, box in zip(annotations.names, annotations.boxes):
             path = folder / dataset / f'{name}.jpg'
@@ -558,8 +557,7 @@ def annotations(sample):
 def test_every_real_pair_is_read(real):
     folder, lists = real
     for dataset, count in (('300W_LP', 51), ('AFLW2000', 30)):
-        annotations = read_annotations(folder / dataset,
-                                                lists[dataset])
+        annotations = read_annotations(folder / dataset, lists[dataset])
         assert len(annotations.names) == count
         items = datasets.PoseDataset(folder / dataset, annotations)
         for index in range(count):
@@ -575,7 +573,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(sample,
                                                             annotations):
     def crops(seed, epoch, workers, order):
         items = datasets.PoseDataset(sample / '300W_LP', annotations, 64, True,
-                                    seed)
+                                     seed)
         batches = datasets.Batches(order, 5)
         batches.epoch = epoch
         loader = datasets.make_loader(items, batches, workers)
@@ -704,7 +702,7 @@ def test_fewer_images_than_processes_are_refused(sample):
     folder = sample / '300W_LP'
     with pytest.raises(DataError, match='are too few for 40 processes'):
         datasets.training_loaders(folder, folder / 'filename_list.txt', 64,
-                                 image_size=64, world=40)
+                                  image_size=64, world=40)
 
 
 def test_the_order_changes_with_epoch_and_seed():

@@ -48,7 +48,7 @@ def test_both_ends_of_the_range_are_in_it(tmp_path):
         # As the releases have them, in single precision.
         write_mat(tmp_path, sign * np.radians(np.float32([99, 99, 99])))
         annotations = lists.read_annotations(tmp_path,
-                                                tmp_path / 'list.txt')
+                                             tmp_path / 'list.txt')
         assert annotations.angles.tolist() == [[sign * 99.0] * 3]
         assert annotations.angles.dtype == np.float32
         assert annotations.boxes.tolist() == [[100, 110, 200, 260]]

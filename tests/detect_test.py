@@ -1,4 +1,4 @@
-"""detect.py: boxes, detectors, and the same face over frames."""
+"""detector.py: boxes, detectors, and the same face over frames."""
 import functools
 import hashlib
 import http.server
@@ -34,7 +34,8 @@ def yunet(real):
 
 
 def test_faces_are_found_without_pytorch():
-    code = "import sys, detect; sys.exit('torch' in sys.modules)"
+    code = ("import sys, headpose.inference.detector; "
+            "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT,
                           timeout=600).returncode == 0
 

@@ -77,15 +77,15 @@ def test_a_size_that_nobody_says_is_said(run, snapshot, pictures, tmp_path):
                                '--overwrite', *more)
         assert status == 0, err
         assert ('224' in out and '--image_size' in out) == said
-        network = estimator.load(str(path), -1, more[1] if more else None)
+        network = estimator.load(str(path), demo.torch_network, -1,
+                                 more[1] if more else None)
         assert network.size == size
 
 
 def without_pytorch(*options):
     """Runs demo.py in a process that has no PyTorch."""
-    code = ('import sys; sys.modules["torch"] = None; import demo, ending; '
-            'sys.exit(ending.run_main(lambda: demo.main(sys.argv[1:]), '
-            'demo.InputError))')
+    code = ('import sys; sys.modules["torch"] = None; import demo; '
+            'sys.exit(demo.run_main(lambda: demo.main(sys.argv[1:])))')
     return subprocess.run([sys.executable, '-c', code, *map(str, options)],
                           cwd=ROOT, capture_output=True, text=True,
                           timeout=600)

@@ -1,4 +1,4 @@
-"""tests.gpu on the CPU, and the precision that --amp auto chooses."""
+"""tools.gpu on the CPU, and the precision that --amp auto chooses."""
 import json
 
 import pytest

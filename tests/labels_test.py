@@ -100,7 +100,7 @@ def test_a_table_says_what_the_mat_files_do(flat, sample, rows, table):
     path = table(table_text(rows))
     found = labels.read_annotations(flat, path)
     same(found, lists.read_annotations(source,
-                                          source / 'filename_list.txt'))
+                                       source / 'filename_list.txt'))
     assert found.groups is None and found.frames is None
     assert found.table == hashlib.sha256(
         path.read_bytes()).hexdigest()[:16]
@@ -470,6 +470,6 @@ def test_what_a_command_line_needs(capsys):
 
 
 def test_tables_need_no_pytorch():
-    subprocess.run([sys.executable, '-c', 'import sys, biwi, labels, '
+    subprocess.run([sys.executable, '-c', 'import sys, '
                     'filename_generator; assert "torch" not in sys.modules'],
                    cwd=ROOT, check=True)

@@ -20,7 +20,7 @@ import torch
 import train_shufflenet
 from headpose import errors, files
 from headpose.errors import Interrupted, RunError, UsageError
-from headpose.evaluation import report
+from headpose.evaluation import compare, report
 from headpose.training import engine, history, options, processes, run as room
 from headpose.training.checkpoint import save_checkpoint
 from headpose.training.run import one_cycle
@@ -403,7 +403,7 @@ def test_a_full_disk_is_called_one(tmp_path):
 def test_a_full_standard_output_is_a_line(monkeypatch, capsys, length):
     with open('/dev/full', 'w') as full:
         monkeypatch.setattr(sys, 'stdout', full)
-        status = errors.run_main(lambda: print('x' * length), RunError)
+        status = errors.run_main(lambda: print('x' * length))
         monkeypatch.undo()
     assert status == 1
     assert capsys.readouterr().err == (
@@ -412,7 +412,7 @@ def test_a_full_standard_output_is_a_line(monkeypatch, capsys, length):
 
 def test_an_error_of_a_file_is_not_taken_for_the_outputs():
     with pytest.raises(FileNotFoundError):
-        errors.run_main(lambda: open('/no/such/file'), RunError)
+        errors.run_main(lambda: open('/no/such/file'))
 
 
 def test_a_sample_that_cannot_be_written_is_a_line(capsys):
@@ -437,7 +437,7 @@ def test_a_hostile_report_is_a_line(tmp_path, run, text):
     path = tmp_path / 'report.json'
     path.write_text(text)
     for command in (('compare', path, path), ('tables', path)):
-        status, _, err = run(report, *command)
+        status, _, err = run(compare, *command)
         assert status == 1 and err.count('\n') == 1
         assert err.startswith(f'{path}: is no report.json')
 

@@ -353,7 +353,7 @@ def test_batches_are_shared_exactly():
     for world in (1, 2, 3):
         for shuffle in (False, True):
             shares = [list(datasets.Batches(range(23), 7, shuffle, 0, rank,
-                                           world)) for rank in range(world)]
+                                            world)) for rank in range(world)]
             keys = [key for share in shares for batch in share
                     for key in batch]
             assert len(keys) == len(set(keys)) == 23

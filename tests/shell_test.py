@@ -81,8 +81,8 @@ def no_torch(tmp_path):
 
 @pytest.mark.parametrize('script', [
     'train_attnet.py', 'train_shufflenet.py', 'test_attnet.py',
-    'test_shufflenet.py', 'filename_generator.py', 'report.py', 'export.py',
-    'demo.py'])
+    'test_shufflenet.py', 'filename_generator.py', 'export.py', 'demo.py',
+    'headpose.evaluation.compare'])
 def test_help_and_mistakes_do_not_wait_for_pytorch(no_torch, script):
     done = run_script(script, '--help', **no_torch)
     assert done.returncode == 0 and 'usage: ' in done.stdout

@@ -6,7 +6,7 @@
 Both sides take turns, so that a machine whose speed drifts slows both; the
 ratio is the median over the rounds' ratios.  Each part, (a) to (g), has a
 process of its own, except in --quick.  The other side is
-`tests.original`: two .mat files, Pillow and float pixels for each image;
+`tools.original`: two .mat files, Pillow and float pixels for each image;
 float32, NCHW, gradients everywhere and full-size pooling kernels for each
 step.  With HEADPOSE_REAL_DATA the images are the real 300W-LP pairs in it,
 else rendered ones; and with faces68/ and AFLW2000_recropped/ in it, exports of
@@ -48,7 +48,7 @@ from shufflenet import ShuffleNet
 from tests.helpers import OneBatch
 from tools import original, sample_data
 
-try:  # tests.gpu does without
+try:  # tools.gpu does without
     import onnxruntime
     import openvino
 except ImportError as error:
@@ -156,7 +156,7 @@ def input_pipeline(data, filename_list, options):
     workers = [n for n in (0, 1, 2, 4, 8, 16) if n <= os.cpu_count()]
     for number in workers[:2] if options.quick else workers:
         ours = datasets.make_loader(dataset, datasets.Batches(indices, 32),
-                                   number)
+                                    number)
         theirs = DataLoader(old, 32, num_workers=number,
                             persistent_workers=number > 0)
         yield {'what': f'(a) loading, {number} workers', 'unit': 'images/s',

@@ -1,4 +1,4 @@
-"""Measures what detect.py finds, and what its boxes cost in degrees.
+"""Measures what detector.py finds, and what its boxes cost in degrees.
 
     python -m tools.detection DATA --yunet FILE.onnx --keep DIR
 
@@ -15,7 +15,7 @@ look again:
 
     python -m tools.detection DATA --yunet FILE.onnx --keep DIR --part errors
 
-It holds for the detect.py that found it; after a change there, empty DIR.
+It holds for the detector.py that found it; after a change there, empty DIR.
 """
 import argparse
 import contextlib

@@ -30,7 +30,7 @@ figure { display: inline-block; width: 220px; margin: 0 12px 12px 0;
 
 
 def draw_face(dataset, index, angles, cube=False):
-    """Reads an image and draws a pose onto its face; see `pose.draw_pose`.
+    """Reads an image and draws a pose onto its face; see `draw.draw_pose`.
 
     Returns:
         The image, a uint8 array (H, W, 3), BGR; the centre (x, y) of the
@@ -121,7 +121,7 @@ def report_page(report, result, dataset):
     Args:
         report: see `report.report_content`.
         result: an `engine.Evaluation`.
-        dataset: a `loaders.PoseDataset`.
+        dataset: a `datasets.PoseDataset`.
     """
     style = {'na_rep': '-', 'float_format': '%.2f', 'border': 0}
     plots = io.BytesIO()

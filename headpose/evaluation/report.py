@@ -33,11 +33,11 @@ def present(result, data, content, snapshot, filename_list, landmarks,
 
     Args:
         result: an `engine.Evaluation`.
-        data: the `loaders.PoseDataset` that it is of.
+        data: the `datasets.PoseDataset` that it is of.
         content: of the tested checkpoint, see `checkpoint.read_checkpoint`.
         snapshot: its path.
         filename_list, labels, landmarks, image_size: how the images were
-            chosen and cropped, see `loaders.evaluation_loader`.
+            chosen and cropped, see `datasets.evaluation_loader`.
         flip: whether mirror images were asked, too, see `engine.predict`.
         predictions: path of a CSV of all answers.
         save_viz: draw them into output/images; `cube` draws cubes.
@@ -153,7 +153,7 @@ def save_pictures(folder, result, dataset, cube=False):
         folder: where the pictures go, under the images' own names.
         result: an `engine.Evaluation`.
         dataset: has `path(index)` and `annotations`.
-        cube: see `pose.draw_pose`.
+        cube: see `draw.draw_pose`.
 
     Raises:
         RunError: a picture cannot be written.
@@ -183,7 +183,7 @@ def write_report(folder, result, dataset, content, protocol):
     Args:
         folder: where to.
         result, content: see `present`.
-        dataset: a `loaders.PoseDataset`.
+        dataset: a `datasets.PoseDataset`.
         protocol: plain dict: what was tested, on which images, how.
 
     Raises:

@@ -2,7 +2,7 @@
 
 A picture is a uint8 array (H, W, 3), BGR as OpenCV has it.  A box is
 x_min, y_min, x_max, y_max in pixels around the face's 68 landmarks, brows to
-chin, which is what the test's crop (`transforms.protocol_crop`) starts from.
+chin, which is what the test's crop (`crop.protocol_crop`) starts from.
 A detector is a function of a picture that returns N boxes, (N, 4), and their
 scores, (N,), from left to right; a score is 0 to 1, or NaN of a detector that
 gives none.

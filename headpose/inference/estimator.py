@@ -37,7 +37,7 @@ class Estimator:
     """Finds heads and their angles.
 
     Args:
-        detector: see `detect.make_detector`.
+        detector: see `detector.make_detector`.
         network: see `load`.
         flip: give the mean rotation of each crop and of its mirror image.
     """
@@ -93,8 +93,8 @@ class OnnxNetwork:
 
     def __init__(self, path, image_size=None):
         if not onnxruntime:
-            raise InputError(f'{printable(path)}: needs onnxruntime: pip install '
-                             'onnxruntime')
+            raise InputError(f'{printable(path)}: needs onnxruntime: pip '
+                             'install onnxruntime')
         # Its threads would wait for work in a loop between two pictures, and
         # take the cores from the detector: 0.15 s a picture instead of 0.12.
         options = onnxruntime.SessionOptions()
@@ -105,11 +105,11 @@ class OnnxNetwork:
                 self.session = onnxruntime.InferenceSession(file.read(),
                                                             options)
         except OSError as error:
-            raise InputError(f'{printable(path)}: {error.strerror} (--snapshot)'
-                             ) from None
+            raise InputError(f'{printable(path)}: {error.strerror} '
+                             '(--snapshot)') from None
         except Exception as error:  # onnxruntime documents no list
-            raise InputError(f'{printable(path)}: cannot be run by onnxruntime '
-                             f'({type(error).__name__})') from None
+            raise InputError(f'{printable(path)}: cannot be run by '
+                             f'onnxruntime ({type(error).__name__})') from None
         said = self.session.get_modelmeta().custom_metadata_map
         outputs = {output.name for output in self.session.get_outputs()}
         if not {'logits', 'angles'} <= outputs:
@@ -120,8 +120,8 @@ class OnnxNetwork:
                              f'{said["angles"]}, not {ORDER}')
         size = image_size or said.get('image_size', '')
         if not str(size).isdecimal():
-            raise InputError(f'{printable(path)}: does not say the size of its '
-                             'crops; export it anew, or give --image_size')
+            raise InputError(f'{printable(path)}: does not say the size of '
+                             'its crops; export it anew, or give --image_size')
         self.size = int(size)
         self.input = self.session.get_inputs()[0]
         self.raw = self.input.type == 'tensor(uint8)'

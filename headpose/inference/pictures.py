@@ -163,7 +163,7 @@ def eight_bits(pixels):
 def whole_file(path):
     """Yields a temporary path, which becomes `path` if all goes well.
 
-    (`utils.atomic` needs PyTorch, and waits for the disk.)
+    (`files.atomic` waits for the disk.)
 
     Raises:
         InputError: the file cannot be written; an old one stays.

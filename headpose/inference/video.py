@@ -143,8 +143,8 @@ class Film:
             self.video = self.picture_stream()
         except (OSError, ValueError, av.FFmpegError) as error:
             self.close()
-            raise InputError(f'{printable(source)}: cannot be read as a picture '
-                             f'or a video ({reason(error)})') from None
+            raise InputError(f'{printable(source)}: cannot be read as a '
+                             f'picture or a video ({reason(error)})') from None
         self.video.thread_type = 'AUTO'
         self.sound = next(iter(self.container.streams.audio), None)
         self.rate = float(self.video.average_rate or self.video.guessed_rate

@@ -12,7 +12,7 @@ frame_00003_pose.txt, or faces_0/01/...; neither depth nor masks are needed.
 Angles come from pose.txt.  Boxes have no release: HopeNet's are not
 published, FSA-Net runs MTCNN.  Opal23's list is their source here, the user's
 to fetch (github.com/pcr-upm/opal23_headpose, annotations/biwi_ann.txt):
-MTCNN's, on 13,219 frames.  Any table of labels.py that names frames will do;
+MTCNN's, on 13,219 frames.  Any table of table.py that names frames will do;
 only its boxes are taken.
 
 pose.txt holds the head's rotation in the camera's axes (right, down, away),
@@ -27,7 +27,7 @@ Compare their rotation errors; of the MAE of Euler angles there is one for
 each order of turning, and here it is this project's, and HopeNet's.
 
 Three crops: `--protocol ours` is the test crop of AFLW2000, HopeNet's and
-FSA-Net's are described at `transforms.protocol_crop`.  FSA-Net leaves frames
+FSA-Net's are described at `crop.protocol_crop`.  FSA-Net leaves frames
 out whose box jumps by 80 pixels; here the table decides.
 
 The 70/30 protocol trains on 16 of the 24 sequences and tests on 8, three
@@ -107,12 +107,12 @@ def read_boxes(data_dir, labels):
     """Reads the table that has the boxes.
 
     Returns:
-        A `labels.Table`, with frames of the data folder and people for
+        A `table.Table`, with frames of the data folder and people for
         groups, no angles; and the numbers of frames in the folder, a dict by
         sequence.
 
     Raises:
-        DataError: see `labels.read_table` and `find_frames`.
+        DataError: see `table.read_table` and `find_frames`.
     """
     frames = find_frames(data_dir)
     table = tables.read_table(labels, with_angles=False)
@@ -166,7 +166,7 @@ def row_angles(data_dir, row):
 
 
 def read_annotations(data_dir, labels, filename_list=None):
-    """Reads the frames of a table of boxes; see `labels.chosen`."""
+    """Reads the frames of a table of boxes; see `table.chosen`."""
     table, counts = read_boxes(data_dir, labels)
     found = tables.chosen(data_dir, table, filename_list, row_angles)
     return found._replace(frames=counts)

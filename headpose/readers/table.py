@@ -27,7 +27,7 @@ in any order and others are ignored.  The image's is called image, path or
 file, and is relative to the data folder.  The box, in pixels, goes around the
 face from brows to chin; tl_x, tl_y, br_x, br_y are its names, too.  Images of
 one group (a person, a video) stay on one side of the training split; without
-that column names decide, as they do for 300W-LP (`datasets.photograph`).
+that column names decide, as they do for 300W-LP (`lists.photograph`).
 
 The list that Opal23 publishes for BIWI (github.com/pcr-upm/opal23_headpose,
 annotations/biwi_ann.txt) is read as it is: a # before the names of the
@@ -100,8 +100,8 @@ def read_table(path, with_angles=True):
         try:
             row = read_row(where, cells, columns, places, signs)
             if row.name in first:
-                raise DataError(f'{printable(row.image)} is listed already, in '
-                                f'line {first[row.name]}')
+                raise DataError(f'{printable(row.image)} is listed already, '
+                                f'in line {first[row.name]}')
         except DataError as error:
             bad.append(f'{where}: {error}')
         else:
@@ -175,7 +175,8 @@ def find_columns(where, header, with_angles=True):
             signs = OPAL23_SIGNS
     twice = [name for name in names if name and names.count(name) > 1]
     if twice:
-        raise DataError(f'{where}: there are two columns {printable(twice[0])}')
+        raise DataError(f'{where}: there are two columns '
+                        f'{printable(twice[0])}')
     image = [name for name in IMAGE if name in names]
     box = next((box for box in BOXES if set(box) <= set(names)), BOXES[0])
     wanted = [*box, *(AXES if with_angles else ())]
@@ -260,14 +261,14 @@ def listed_rows(table, filename_list):
     """Returns the rows of the images in a list, in its order.
 
     Raises:
-        DataError: see `datasets.read_list`; or the table has not got one.
+        DataError: see `lists.read_list`; or the table has not got one.
     """
     by_name = {row.name: row for row in table.rows}
     rows = []
     for number, name in read_list_lines(filename_list):
         if name not in by_name:
-            raise fault(filename_list, f'line {number}: {printable(name)} is not '
-                        f'in {printable(table.path)}'
+            raise fault(filename_list, f'line {number}: {printable(name)} is '
+                        f'not in {printable(table.path)}'
                         + (', or its line there is unusable' if table.bad
                            else ''))
         rows.append(by_name[name])

@@ -2,7 +2,7 @@
 
 It knows no data set, no network by name and no command line.  A script, or a
 notebook, hands it a `hopenet.PoseNetwork` and a loader (see
-`loaders.make_loader`) of batches: uint8 images (N, 3, H, W), angles (N, 3) in
+`datasets.make_loader`) of batches: uint8 images (N, 3, H, W), angles (N, 3) in
 degrees, indices (N,).
 
     result = evaluate(model, loader)
@@ -183,7 +183,7 @@ def evaluate(model, loader, device='cpu', alpha=2.0, flip=False, stop=()):
 
     Args:
         model: a `hopenet.PoseNetwork`, on the device.
-        loader: see `loaders.make_loader`.
+        loader: see `datasets.make_loader`.
         device: 'cpu' or 'cuda:N'.
         alpha: weight of the squared error, see `pose_loss`.
         flip: see `predict`.

@@ -62,7 +62,7 @@ def refuse_differences(path, before, now, override=False):
 def changes_text(changed):
     """Names what `refuse_differences` found, as one line's part."""
     return printable(', '.join(f'{name} (was {was}, is {now})'
-                           for name, (was, now) in changed.items()))
+                               for name, (was, now) in changed.items()))
 
 
 def provenance(record, loaders, device):

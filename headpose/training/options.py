@@ -24,7 +24,7 @@ DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
 # What follows from the options and the machine.
 DERIVED = {'device', 'rank', 'world'}
 LABELS = {'metavar': 'FILE.csv', 'help': "a table of your own images, boxes "
-          'and angles instead of .mat files; see labels.py'}
+          'and angles instead of .mat files; see headpose/readers/table.py'}
 
 
 def number(kind, low, high=math.inf):

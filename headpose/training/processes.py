@@ -113,7 +113,7 @@ def command_line(resume=True):
 
 @contextlib.contextmanager
 def run_signals_noted():
-    """Yields `ending.signals_noted`, for a run of several processes."""
+    """Yields `errors.signals_noted`, for a run of several processes."""
     with signals_noted() as received:
         try:
             yield received
