@@ -150,8 +150,9 @@ def test_what_onnx_files_say_of_themselves(tmp_path, monkeypatch):
     path, outputs = str(tmp_path / 'x.onnx'), ('logits', 'angles')
     Path(path).write_bytes(b'any')
     said = {'image_size': '96', 'angles': 'yaw, pitch, roll'}
-    assert estimator.load(path).size == 96
-    assert estimator.load(path, image_size=64).size == 64
+    assert estimator.load(path, demo.torch_network).size == 96
+    assert estimator.load(path, demo.torch_network,
+                          image_size=64).size == 64
     for said, outputs, message in (
             ({}, outputs, '--image_size'),
             ({'image_size': 'x'}, outputs, '--image_size'),
@@ -159,11 +160,11 @@ def test_what_onnx_files_say_of_themselves(tmp_path, monkeypatch):
              'pitch, yaw, roll'),
             ({'image_size': '96'}, ('angles',), 'logits')):
         with pytest.raises(errors.InputError, match=message) as error:
-            estimator.load(path)
+            estimator.load(path, demo.torch_network)
         assert path in str(error.value)
     monkeypatch.setattr(estimator, 'onnxruntime', None)
     with pytest.raises(errors.InputError, match='pip install onnxruntime'):
-        estimator.load(path)
+        estimator.load(path, demo.torch_network)
 
 
 def test_the_two_halves_agree():

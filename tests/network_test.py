@@ -330,7 +330,8 @@ def test_frozen_norms_in_the_convolutions_change_no_gradient(make,
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     results = []
     for apply in (fusion.conv_norm, lambda conv, norm, x: norm(conv(x))):
-        monkeypatch.setattr(hopenet, 'conv_norm', apply)
+        for place in (fusion, hopenet):
+            monkeypatch.setattr(place, 'conv_norm', apply)
         model.zero_grad()
         logits = model(images)
         logits.square().sum().backward()

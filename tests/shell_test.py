@@ -26,7 +26,8 @@ def clone(sample, tmp_path_factory):
     folder = tmp_path_factory.mktemp('clone')
     for path in (*ROOT.glob('*.py'), *ROOT.glob('*.sh')):
         shutil.copy(path, folder)
-    shutil.copytree(ROOT / 'tests', folder / 'tests')
+    for name in ('headpose', 'tools', 'tests'):
+        shutil.copytree(ROOT / name, folder / name)
     shutil.copytree(sample, folder / 'data' / 'sample')
     (folder / 'checkpoints').mkdir()
     shutil.copy(ROOT / 'checkpoints' / 'shufflenet_faces.pkl',

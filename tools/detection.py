@@ -26,6 +26,7 @@ import os
 import cv2
 import numpy as np
 
+from demo import torch_network
 from headpose.errors import DataError
 from headpose.geometry.pose import AXES, beyond_range
 from headpose.inference.detector import Cascades, YuNet, overlap
@@ -245,7 +246,8 @@ def main():
         'margins': lambda: print_margins(options.data, options.yunet, 4),
         'yunet': lambda: print_detector('YuNet', yunet, found, few),
         'cascades': lambda: print_detector('cascades', cascades, found, few),
-        'errors': lambda: print_errors(found, yunet, load(options.snapshot))}
+        'errors': lambda: print_errors(found, yunet, load(
+            options.snapshot, torch_network))}
     for name in [options.part] if options.part else parts:
         parts[name]()
 
