@@ -11,7 +11,6 @@ from tqdm import tqdm
 from headpose.errors import RunError, UsageError, run_main
 from headpose.training.processes import lost_process, process_rank
 
-
 # What PyTorch's bf16 convolutions use on a CPU.
 BF16_CPUS = {'avx512_bf16', 'amx_bf16'}
 
