@@ -1,436 +1,398 @@
-"""300W-LP and AFLW2000-3D: the files' lists, labels, boxes and pixels.
+"""Images and labels to batches: the 9:1 split and the loaders.
 
-Angles are in degrees, in the order yaw, pitch, roll.  Nothing here needs
-PyTorch, which takes seconds to import: filename_generator.py does without.
-
-Files are taken for what strangers made them: whatever is in one, it is read
-as what it says, or refused in one line that names it.
+An image is a uint8 array (size, size, 3), RGB; it becomes a network's float
+input on the device (`hopenet.normalize`), where that costs least.
 """
-import contextlib
-import io
+import collections
+import functools
 import os
-import re
-import stat
-import warnings
-import zlib
-from typing import NamedTuple
+import signal
 
+import cv2
 import numpy as np
-import simplejpeg
+import torch
 from PIL import Image
-from tqdm import tqdm
+from torch.utils.data import DataLoader, default_collate
 
-from matfile import MAX_MAT, read_fields
-from pose import MAX_ANGLE, beyond_range
-from transforms import crop_problem
+from headpose.errors import DataError, fault
+from headpose.files import printable
+from headpose.geometry.augment import Draws
+from headpose.geometry.crop import (DRAWS, Augmentation, augmented_crop,
+                                    crop_problem, protocol_crop, shrinkage)
+from headpose.readers import biwi, table
+from headpose.readers.images import read_image
+from headpose.readers.lists import photograph, read_annotations
+from headpose.training.options import DATASETS
 
-# Of an image's file, in any case; the lists' names are without.
-ENDINGS = ('.jpg', '.jpeg', '.png')
-WANTED = ('Pose_Para', 'pt2d')  # of a .mat file's arrays
-MAX_FILE = 2 ** 28  # bytes of an image's file
-MAX_PIXELS = 178_956_970  # beyond it Pillow takes a file for an attack
-JPEG = b'\xff\xd8'  # the first bytes of one
-CMYK = ('CMYK', 'YCCK')  # colours that simplejpeg does not convert
-# What else is read as an image, by its bytes and whatever its name's ending.
-FORMATS = ('PNG', 'BMP', 'GIF', 'TIFF', 'WEBP')
-
-
-class DataError(ValueError):
-    """A file of the data set that cannot be used; the message names it."""
+WEAK = 0.25  # of the augmentation is left at the end of a run
+# Of all images, in validation: beyond these 9:1 is no longer what was asked.
+LEAST_SHARE, MOST_SHARE = 0.05, 0.2
 
 
-class Annotations(NamedTuple):
-    """What the files of N listed images say, in the list's order."""
-    names: list         # N strings, without extension
-    angles: np.ndarray  # (N, 3) float32, degrees: yaw, pitch, roll
-    boxes: np.ndarray   # (N, 4) float64, pixels: x_min, y_min, x_max, y_max
-    images: list        # N strings: the names with their image's extension
-    groups: list = None  # N strings: what a split keeps together; or None
-    table: str = None    # start of the SHA-256 of the table they come from
-    frames: dict = None  # BIWI: frames in the folder, by sequence
+class PoseDataset:
+    """Images and angles, by index; for a DataLoader.
 
+    A training image is changed at random, as a function of (seed, epoch,
+    index) alone: neither the order nor the number of workers matters.
 
-# ------------------------------------------------------------ names and bytes
-
-def shown(path):
-    """Returns a path as one line that can be printed, escaped if need be.
-
-    Names on a disk are bytes: line ends, control characters and what is no
-    UTF-8 (a lone 0xFC of an old zip file) are among them.
+    Args:
+        data_dir: the folder that the annotations' names are relative to.
+        annotations: of all listed images; a split picks among the indices.
+        size: side of the crops, pixels; or a list, one for each epoch.
+        augment: training crops; else the protocol's test crop.
+        seed: of the augmentation.
+        more: augmentation beyond HopeNet's; or a list, one for each epoch.
+        protocol: of the test crop, see `crop.protocol_crop`.
+        textures: indices of the images that patches are cut from, see
+            `augment.occluded`; None for patches of one colour.
     """
-    path = os.fspath(path)
-    return path if path.isprintable() else repr(path)[1:-1]
+
+    def __init__(self, data_dir, annotations, size=224, augment=False,
+                 seed=0, more=Augmentation(), protocol='ours',
+                 textures=None):
+        self.data_dir = data_dir
+        self.annotations = annotations
+        self.size = size
+        self.augment = augment
+        self.seed = seed
+        self.more = more
+        self.protocol = protocol
+        self.textures = textures
+        self._draws = None, None  # cached: (epoch, its random numbers)
+
+    def __len__(self):
+        return len(self.annotations.names)
+
+    def path(self, index):
+        """Returns the path of an image."""
+        return os.path.join(self.data_dir, self.annotations.images[index])
+
+    def draws(self, epoch):
+        """Returns the random numbers of an epoch, (N, DRAWS) in [0, 1)."""
+        if self._draws[0] != epoch:
+            generator = torch.Generator().manual_seed(
+                self.seed * 1_000_003 + epoch)
+            self._draws = epoch, torch.rand(
+                len(self), DRAWS, generator=generator).numpy()
+        return self._draws[1]
+
+    def texture(self, draw):
+        """Returns a training picture to cut a patch from, an RGB array."""
+        index = self.textures[int(draw * len(self.textures))]
+        return read_image(self.path(index), fast=True, shrink=2)
+
+    def __getitem__(self, key):
+        """Returns an image, its angles and its index.
+
+        Args:
+            key: (epoch, index), as `Batches` yields them.
+
+        Returns:
+            uint8 array (size, size, 3), float32 array (3,), int.
+
+        Raises:
+            DataError: the image is missing or damaged, or its face box lies
+                outside it.
+        """
+        epoch, index = key
+        path, box = self.path(index), self.annotations.boxes[index]
+        angles = self.annotations.angles[index]
+        size, shrink = of_epoch(self.size, epoch), 1
+        if self.augment:
+            draws = Draws(*self.draws(epoch)[index])
+            more = of_epoch(self.more, epoch)
+            shrink = shrinkage(box, draws, size, more.box_jitter)
+        image = read_image(path, self.augment, shrink)
+        problem = crop_problem(box, *np.multiply(image.shape[1::-1], shrink))
+        if problem:
+            raise fault(path, problem)
+        if self.augment:
+            other = self.textures and functools.partial(self.texture,
+                                                        draws.other)
+            image, angles = augmented_crop(image, box, angles, draws, size,
+                                           more, shrink, other)
+        else:
+            image = np.array(protocol_crop(Image.fromarray(image), box, size,
+                                           self.protocol))
+        return image, angles.astype(np.float32), index
 
 
-def fault(path, reason):
-    """Returns the `DataError` of a file."""
-    return DataError(f'{shown(path)}: {reason}')
+def of_epoch(value, epoch):
+    """Returns what of a list is for an epoch, counted from 1; or the value.
+
+    Epochs beyond its end have its last entry.
+    """
+    if isinstance(value, list):
+        return value[min(max(epoch, 1), len(value)) - 1]
+    return value
 
 
-def read_bytes(path, limit):
-    """Returns a file's bytes.
+def permutation(count, seed):
+    """Returns 0 to count - 1 in an order of the seed alone, an array."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator).numpy()
+
+
+class Batches:
+    """Yields lists of (epoch, index), the keys of `PoseDataset`.
+
+    Several processes share each batch: its size is that of all their parts.
+    No image is given twice, and none is left out.  In training every process
+    has a part of each batch: where fewer images than processes are left at
+    the end of an epoch, they join the batch before.
+
+    Args:
+        indices: the images to go through.
+        batch_size: of all processes, at least one image each; the last batch
+            has what is left.
+        shuffle: training: a new order each epoch, of (seed, epoch) alone.
+        seed: of the order.
+        rank: of this process.
+        world: the number of processes.
+    """
+
+    def __init__(self, indices, batch_size, shuffle=False, seed=0, rank=0,
+                 world=1):
+        self.indices = np.asarray(indices)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+
+    def sizes(self):
+        """Returns the number of images of each batch, in all processes."""
+        return [len(batch) for batch in self._split(self.indices)]
+
+    def _split(self, order):
+        starts = range(0, len(order), self.batch_size)
+        batches = [order[start:start + self.batch_size] for start in starts]
+        if not self.shuffle:  # processes without a part simply do nothing
+            return [batch for batch in batches if len(batch) > self.rank]
+        if len(batches) > 1 and len(batches[-1]) < self.world:
+            batches[-2:] = [np.concatenate(batches[-2:])]
+        return batches
+
+    def __len__(self):
+        return len(self._split(self.indices))
+
+    def __iter__(self):
+        order = self.indices
+        if self.shuffle:
+            order = order[permutation(len(order),
+                                      self.seed * 1_000_003 + self.epoch)]
+        for batch in self._split(order):
+            yield [(self.epoch, index)
+                   for index in batch[self.rank::self.world].tolist()]
+
+
+def read_data(data_dir, filename_list, landmarks='visible', labels=None,
+              dataset=None):
+    """Returns the `Annotations` of a data set, whatever holds its labels.
+
+    Args:
+        data_dir: the folder that names are relative to.
+        filename_list: names; None: all of a table's.
+        landmarks: see `mat.face_box`.
+        labels: a table, see headpose/readers/table.py; None: the .mat files.
+        dataset: one of the names in `options.DATASETS`, or None; BIWI has
+            only boxes in its table, see headpose/readers/biwi.py.
 
     Raises:
-        DataError: there is no such file, it cannot be read, is none (a pipe
-            would be waited for), or has more than `limit` bytes.
+        DataError: something is missing, damaged or out of range.
     """
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise fault(path, 'is not a file')
-        if status.st_size > limit:
-            raise fault(path, f'has {status.st_size:,} bytes, more than '
-                        f'{limit:,}')
-        with open(path, 'rb') as file:
-            return file.read()
-    except FileNotFoundError:
-        raise fault(path, 'no such file') from None
-    except OSError as error:
-        raise fault(path, error.strerror) from None
+    if DATASETS.get(dataset) == 'BIWI':
+        return biwi.read_annotations(data_dir, labels, filename_list)
+    if labels:
+        return table.read_annotations(data_dir, labels, filename_list)
+    return read_annotations(data_dir, filename_list, landmarks)
 
 
-def find_images(data_dir, subfolder=''):
-    """Finds the images in a folder.
+def split_keys(names, by='photo', groups=None):
+    """Returns what each image's side of a split goes by, a list.
+
+    Args:
+        names: of all images.
+        by: 'photo' or 'image', see `split_names`.
+        groups: of all images, or None: their photographs.
+    """
+    if by == 'image':
+        return list(range(len(names)))
+    return groups or list(map(photograph, names))
+
+
+def split_names(names, by='photo', seed=0, share=0.1, groups=None):
+    """Divides the images into training and validation, 9:1.
+
+    Args:
+        names: of all images.
+        by: 'photo' keeps all renderings of a photograph on one side; 'image'
+            is the document's literal split, in which nearly every validation
+            image has a sibling in training.
+        seed: of the split's own generator.
+        share: of the validation images; with 'photo' at least that.
+        groups: of all images, what 'photo' keeps together instead.
 
     Returns:
-        A dict: names relative to `data_dir`, without extension, to the list
-        of image files that have it; where there are two, nobody knows which
-        of them the labels are of.
+        Two sorted lists of indices: training, validation.
 
     Raises:
-        OSError: the folder cannot be read.
+        DataError: there are not two groups to divide.
     """
-    images = {}
-    for file in sorted(os.listdir(os.path.join(data_dir, subfolder))):
-        name, extension = os.path.splitext(file)
-        # ._NAME is what macOS leaves beside NAME on foreign disks.
-        if extension.lower() in ENDINGS and not file.startswith('._'):
-            images.setdefault(os.path.join(subfolder, name), []).append(
-                os.path.join(subfolder, file))
-    return images
+    members = {}
+    for index, key in enumerate(split_keys(names, by, groups)):
+        members.setdefault(key, []).append(index)
+    if len(members) < 2:
+        raise DataError(
+            'the split needs at least 2 images' if by == 'image' else
+            f'the split needs at least 2 groups, and all images are of '
+            f'{printable(groups[0])} (--split image divides these)' if groups
+            else 'the split needs at least 2 photographs, and the list has '
+            f'only renderings of {photograph(names[0])} (--split image '
+            'divides these)')
+    members = list(members.values())
+    validation, order = [], permutation(len(members), seed)
+    for position in order[:-1]:  # one group at least is left to train on
+        if len(validation) >= share * len(names):
+            break
+        validation += members[position]
+    training = sorted(set(range(len(names))) - set(validation))
+    return training, sorted(validation)
 
 
-# ----------------------------------------------------------------- .mat files
+def check_split(names, training, validation, by='photo', groups=None):
+    """Says how many images, and photographs, are on either side of a split.
 
-def read_mat(path):
-    """Reads one .mat file of 300W-LP or AFLW2000.
+    Args:
+        names: of all images.
+        training, validation: see `split_names`, as are `by`, `groups`.
+
+    Raises:
+        DataError: a split by photograph is far from 9:1.
+    """
+    keys = split_keys(names, by, groups)
+    what = 'groups' if groups else 'photographs'
+    counts = [f'{len(indices):,} images' + (
+        '' if by == 'image' else ' of '
+        f'{len({keys[index] for index in indices}):,} {what}')
+        for indices in (training, validation)]
+    text = f'{counts[0]} to train on, {counts[1]} to validate on'
+    share = len(validation) / len(names)
+    if by == 'photo' and not LEAST_SHARE <= share <= MOST_SHARE:
+        largest, count = collections.Counter(keys).most_common(1)[0]
+        raise DataError(
+            f'the split by group is not 9:1: {text}. The largest group is '
+            f'{printable(largest)}, with {count:,}; --split_seed draws '
+            'others, --split image pays no heed to groups' if groups else
+            f'the split by photograph is not 9:1: {text}. Names that differ '
+            'in the number at their end are taken for renderings of one '
+            f'photograph, {printable(largest)} for {count:,} of them; if they '
+            'are not, --split image')
+    print(text)
+
+
+def make_loader(dataset, batches, workers=0, device='cpu'):
+    """Returns a DataLoader of `collate`'s batches.
+
+    Args:
+        dataset: a `PoseDataset`.
+        batches: `Batches` of its indices.
+        workers: processes that load images.
+        device: that the batches will go to; for a GPU their memory is pinned.
+    """
+    # The workers are the parallelism.  OpenCV's own threads must end before
+    # the workers are forked: in a copy of the process, ending them hangs.
+    cv2.setNumThreads(1)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
+                      pin_memory=device != 'cpu',
+                      persistent_workers=workers > 0,
+                      worker_init_fn=start_worker, collate_fn=collate)
+
+
+def collate(items):
+    """Makes a batch of `PoseDataset`'s items.
+
+    From a worker the images come in shared memory.  The rest is so small that
+    it comes faster in the message itself, hence as arrays.
 
     Returns:
-        angles: float64 array (3,), degrees: yaw, pitch, roll.
-        pt2d: float64 array (2, K), the landmarks' x and y in pixels.
-
-    Raises:
-        DataError: the file is missing, damaged, or has no finite Pose_Para
-            and pt2d.
+        uint8 tensor (N, 3, size, size), in memory channels last, as the
+        networks want it; float32 array (N, 3), degrees; int64 array (N,).
     """
-    try:
-        fields = read_fields(read_bytes(path, MAX_MAT), WANTED)
-        pose, pt2d = (fields[name].astype(np.float64)
-                      for name in WANTED)
-    except DataError:
-        raise
-    except KeyError as error:
-        raise fault(path, f'has no {error.args[0]}') from None
-    except (ValueError, zlib.error) as error:
-        raise fault(path, f'not a readable .mat file ({error})') from None
-    pose = pose.ravel()
-    if pose.size < 3 or pt2d.ndim != 2 or len(pt2d) != 2 or not pt2d.size:
-        raise fault(path, 'expected Pose_Para with at least 3 values and '
-                    f'pt2d of shape (2, K), found {pose.size} and '
-                    f'{pt2d.shape}')
-    if not (np.isfinite(pose[:3]).all() and np.isfinite(pt2d).all()):
-        raise fault(path, 'Pose_Para or pt2d is not finite')
-    return np.degrees(pose[[1, 0, 2]]), pt2d  # the file: pitch, yaw, roll
+    images, angles, indices = zip(*items)
+    images = default_collate([torch.from_numpy(image) for image in images])
+    return images.permute(0, 3, 1, 2), np.stack(angles), np.array(indices)
 
 
-# --------------------------------------------------------------------- images
+def start_worker(_):
+    """Leaves Ctrl-C, which reaches workers too, to the process in charge."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-def read_image(path, fast=False, shrink=1):
-    """Reads an image as an RGB array (H, W, 3), or not at all.
 
-    What libjpeg warns of, it guesses: half a picture of grey, a shift of
-    colours.  Pillow does not pass the warnings on; simplejpeg does, and its
-    pixels are Pillow's, bit for bit (1,500 images of 300W-LP and AFLW2000).
-    Only a JPEG whose colours are sampled in a way that simplejpeg does not
-    know is Pillow's to judge.
+def training_loaders(data_dir, filename_list, batch_size=32,
+                     image_size=224, landmarks='visible', augment=True,
+                     more=Augmentation(), split='photo', split_seed=0,
+                     seed=0, workers=0, device='cpu', rank=0, world=1,
+                     labels=None, dataset=None, num_epochs=1,
+                     image_sizes=None, weak_end=0.0):
+    """Returns the shuffled training and the fixed validation loader.
 
     Args:
-        path: of the file.
-        fast: interpolate colours between their samples as simply as can be;
-            the mean difference is 0.4 grey levels (51 images of 300W-LP).
-        shrink: 1, 2, 4 or 8: read it so many times smaller, rounded up.
+        data_dir, filename_list, landmarks, labels, dataset: see
+            `read_data`.
+        batch_size: of all processes together.
+        image_size: side of the crops, pixels.
+        augment: False trains on the test protocol's fixed crops.
+        more: augmentation beyond HopeNet's.
+        split, split_seed: see `split_names`.
+        seed: of the order and of the augmentation.
+        workers: processes that load images.
+        device: that the batches will go to.
+        rank, world: of this process, and the number of processes.
+        num_epochs: of the run, which these share out:
+        image_sizes: sides of the training crops, one after the other, in
+            equal parts of the run; None for `image_size` throughout.
+        weak_end: the last share of the run, whose training crops have a
+            quarter of `more`.
 
     Raises:
-        DataError: the file is missing or damaged, has no 8-bit colours, or
-            more than `MAX_PIXELS` pixels.
+        DataError: see `read_data`, `split_names` and `check_split`; or there
+            are fewer training images than processes.
     """
-    data = read_bytes(path, MAX_FILE)
-    with image_faults(path):
-        if data.startswith(JPEG):
-            return decode_jpeg(data, fast, shrink)
-        return np.asarray(Image.fromarray(decode_other(data)).reduce(shrink))
+    annotations = read_data(data_dir, filename_list, landmarks, labels,
+                            dataset)
+    names, groups = annotations.names, annotations.groups
+    training, validation = split_names(names, split, split_seed,
+                                       groups=groups)
+    check_split(names, training, validation, split, groups)
+    if len(training) < world:
+        raise DataError(f'{filename_list or labels}: {len(training)} training '
+                        f'images are too few for {world} processes')
+    sizes = image_sizes or [image_size]
+    train_set = PoseDataset(
+        data_dir, annotations,
+        [sizes[epoch * len(sizes) // num_epochs]
+         for epoch in range(num_epochs)], augment, seed,
+        [more.weakened(WEAK) if epoch >= num_epochs * (1 - weak_end) else more
+         for epoch in range(num_epochs)], textures=training)
+    val_set = PoseDataset(data_dir, annotations, image_size)
+    return tuple(
+        make_loader(dataset, Batches(indices, batch_size, shuffle, seed,
+                                     rank, world), workers, device)
+        for dataset, indices, shuffle in (
+            (train_set, training, True), (val_set, validation, False)))
 
 
-def check_image(path):
-    """Reads an image's every byte, and returns its width and height.
+def evaluation_loader(data_dir, filename_list, batch_size=32, image_size=224,
+                      landmarks='visible', workers=0, device='cpu', rank=0,
+                      world=1, labels=None, dataset=None, protocol='ours'):
+    """Returns the loader of all listed images, in the list's order.
 
-    A JPEG is decoded at an eighth of its size, which takes a third of the
-    time and misses nothing: its colours' bits are all gone through.
-
-    Raises:
-        DataError: as `read_image`.
+    Args and errors: as in `training_loaders`; `protocol` as in `PoseDataset`.
     """
-    data = read_bytes(path, MAX_FILE)
-    with image_faults(path):
-        if not data.startswith(JPEG):
-            return decode_other(data).shape[1::-1]
-        width, height, colors = jpeg_header(data)
-        if not colors:
-            return decode_jpeg(data).shape[1::-1]
-        simplejpeg.decode_jpeg(
-            data, 'CMYK' if colors in CMYK else 'GRAY', fastdct=True,
-            fastupsample=True, min_height=max(1, height // 8),
-            min_width=max(1, width // 8))
-        return width, height
-
-
-@contextlib.contextmanager
-def image_faults(path):
-    """Turns what decoders raise into a `DataError` of a file."""
-    try:
-        with warnings.catch_warnings(action='ignore'):  # of odd metadata
-            yield
-    # Neither Pillow nor simplejpeg documents a list of errors.
-    except Exception as error:
-        raise fault(path, 'cannot be read as an image ('
-                    f'{str(error) or type(error).__name__})') from None
-
-
-def check_pixels(width, height):
-    """Raises ValueError where an image would fill the memory."""
-    if width * height > MAX_PIXELS:
-        raise ValueError(f'{width} x {height} pixels are more than '
-                         f'{MAX_PIXELS:,}')
-
-
-def jpeg_header(data):
-    """Returns a JPEG's width and height, and its colours' name.
-
-    The colours are None where simplejpeg does not know how they are sampled,
-    though others do (4:1:0, and CMYK's odd ones).
-
-    Raises:
-        ValueError: the header is damaged, or claims too many pixels.
-    """
-    try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError as error:
-        if 'subsampling' not in str(error):
-            raise
-        with Image.open(io.BytesIO(data), formats=['JPEG']) as image:
-            (width, height), colors = image.size, None
-    check_pixels(width, height)
-    return width, height, colors
-
-
-def decode_jpeg(data, fast=False, shrink=1):
-    """Decodes a JPEG: see `read_image`; raises what Pillow does, too."""
-    width, height, colors = jpeg_header(data)
-    if colors and colors not in CMYK:
-        return simplejpeg.decode_jpeg(
-            data, fastupsample=fast, min_height=-(-height // shrink),
-            min_width=-(-width // shrink))
-    if colors:
-        simplejpeg.decode_jpeg(data, 'CMYK')  # to be strict; Pillow converts
-    with Image.open(io.BytesIO(data), formats=['JPEG']) as image:
-        return np.asarray(image.convert('RGB').reduce(shrink))
-
-
-def decode_other(data):
-    """Decodes an image that is no JPEG with Pillow, which raises anything."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        check_pixels(*image.size)
-        if image.mode.startswith(('I', 'F')):
-            # Pillow would cut what is above 255 off.
-            raise ValueError('its grey levels have more than 8 bits')
-        image.verify()  # a PNG's checksums, which decoding passes over
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return np.asarray(image.convert('RGB'))
-
-
-# ---------------------------------------------------------- lists and labels
-
-def face_box(pt2d, landmarks='visible'):
-    """Returns the landmarks' box: x_min, y_min, x_max, y_max.
-
-    AFLW2000 marks landmarks that cannot be seen with x = -1 (their y is then
-    452).  'visible' leaves them out; 'raw', the published protocol, takes
-    them for points of the face.
-
-    Args:
-        pt2d: array (2, K).
-        landmarks: 'visible' or 'raw'.
-
-    Raises:
-        DataError: the box has no area, or cannot be cropped.
-    """
-    if landmarks == 'visible':
-        pt2d = pt2d[:, pt2d[0] != -1]
-    if not pt2d.size or np.ptp(pt2d, axis=1).min() <= 0:
-        raise DataError('the landmarks of pt2d span no box')
-    box = np.concatenate((pt2d.min(1), pt2d.max(1)))
-    problem = crop_problem(box)
-    if problem:
-        raise DataError(problem)
-    return box
-
-
-def read_labels(path, landmarks='visible'):
-    """Returns the angles and the face box of a .mat file.
-
-    See `read_mat` and `face_box`; a `DataError` of either names the file.
-    """
-    angles, pt2d = read_mat(path)
-    try:
-        return angles, face_box(pt2d, landmarks)
-    except DataError as error:
-        raise fault(path, error) from None
-
-
-def list_lines(data):
-    """Returns the names in the bytes of a list, and their lines' numbers.
-
-    A name may have bytes that are no UTF-8; Python's functions of files take
-    such a name as it is read here.
-
-    Raises:
-        ValueError: the bytes are no text.
-    """
-    if b'\0' in data:  # UTF-16, or no text at all
-        raise ValueError
-    text = data.decode('utf-8-sig', 'surrogateescape')
-    lines = re.split('\r\n|\r|\n', text)
-    return [(number, line.strip()) for number, line in enumerate(lines, 1)
-            if line.strip()]
-
-
-def can_be_listed(name):
-    """Says whether a list would give a name back as it is."""
-    return list_lines(
-        name.encode('utf-8', 'surrogateescape')) == [(1, name)]
-
-
-def read_list(path):
-    """Returns the names in a filename_list.txt, one a line, normalised.
-
-    Raises:
-        DataError: there is no such file, it is empty, or a name leaves the
-            data folder or is listed twice: the images would be counted twice,
-            and be on both sides of the split.
-    """
-    return [name for _, name in read_list_lines(path)]
-
-
-def read_list_lines(path):
-    """Returns the lines' numbers and names of a list; see `read_list`."""
-    try:
-        with open(path, 'rb') as file:
-            lines = list_lines(file.read())
-    except OSError as error:
-        raise fault(path, f'{error.strerror}; filename_generator.py writes '
-                    'the list') from None
-    except ValueError:
-        raise fault(path, 'is not a text file in UTF-8') from None
-    if not lines:
-        raise fault(path, 'lists no image')
-    first = {}
-    for row, (number, line) in enumerate(lines):
-        name = os.path.normpath(line)
-        if leaves_folder(name):
-            raise fault(path, f'line {number}: {shown(line)} lies outside '
-                        'the data folder, which names are relative to')
-        if name in first:
-            raise fault(path, f'line {number}: {shown(line)} is listed '
-                        f'already, in line {first[name]}')
-        first[name] = number
-        lines[row] = number, name
-    return lines
-
-
-def leaves_folder(name):
-    """Says whether a normalised path leads out of the data folder."""
-    return os.path.isabs(name) or name.split(os.sep)[0] == os.pardir
-
-
-def listed_images(data_dir, filename_list):
-    """Returns the names in a list, and the image file of each.
-
-    Raises:
-        DataError: see `read_list`; or a name has no image, or two.
-    """
-    names, images, folders = [], [], {}
-    for number, name in read_list_lines(filename_list):
-        folder = os.path.dirname(name)
-        if folder not in folders:
-            folders[folder] = {}
-            with contextlib.suppress(OSError):  # its images are not there
-                folders[folder] = find_images(data_dir, folder)
-        files = folders[folder].get(name, [])
-        if len(files) > 1:
-            raise fault(os.path.join(data_dir, files[0]),
-                        two_images(files, name))
-        if not files:
-            extension = os.path.splitext(name)[1].lower()
-            raise fault(
-                os.path.join(data_dir, name + '.jpg'), 'no such file, but '
-                f'{shown(filename_list)} lists it in line {number}'
-                + (': lists hold names without .jpg or .mat, one a line, and '
-                   'nothing else' if name.startswith('#')
-                   or extension in (*ENDINGS, '.mat') else ''))
-        names.append(name)
-        images += files
-    return names, images
-
-
-def two_images(files, name):
-    """Returns why a name with several image files cannot be used."""
-    others = ', '.join(shown(os.path.basename(file)) for file in files[1:])
-    return f'there is {others} too: which one is {shown(name)}.mat of?'
-
-
-def read_annotations(data_dir, filename_list, landmarks='visible'):
-    """Reads the .mat files of all listed images, once, before any training.
-
-    Args:
-        data_dir: the folder that the listed names are relative to.
-        filename_list: a file that filename_generator.py wrote.
-        landmarks: see `face_box`.
-
-    Raises:
-        DataError: a listed file is missing, damaged or out of range.
-    """
-    if not os.path.isdir(data_dir):
-        raise fault(data_dir, 'no such data folder')
-    names, images = listed_images(data_dir, filename_list)
-    angles, boxes = np.empty((len(names), 3)), np.empty((len(names), 4))
-    bar = tqdm(names, 'reading .mat files', leave=False, disable=None)
-    for row, name in enumerate(bar):
-        path = os.path.join(data_dir, name + '.mat')
-        angles[row], boxes[row] = read_labels(path, landmarks)
-        beyond = beyond_range(angles[row])
-        if beyond:
-            raise fault(path, f'{beyond}; filename_generator.py leaves such '
-                        'images out of the list')
-    angles = angles.clip(-MAX_ANGLE, MAX_ANGLE).astype(np.float32)
-    return Annotations(names, angles, boxes, images)
-
-
-def photograph(name):
-    """Returns the photograph that a rendering was made from.
-
-    `AFW/AFW_134212_1_3` and `AFW_Flip/AFW_134212_1_5` both come from
-    `AFW/AFW_134212_1`; a name without a rendering's number is its own.
-    """
-    folder, base = os.path.split(name)
-    return os.path.join(folder.removesuffix('_Flip'),
-                        re.sub(r'_\d+$', '', base))
+    annotations = read_data(data_dir, filename_list, landmarks, labels,
+                            dataset)
+    items = PoseDataset(data_dir, annotations, image_size, protocol=protocol)
+    batches = Batches(range(len(items)), batch_size, rank=rank, world=world)
+    return make_loader(items, batches, workers, device)

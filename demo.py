@@ -35,7 +35,7 @@ Faces are found by YuNet, fetched once from OpenCV's zoo, at several scales
 and turned; where it cannot be had, by OpenCV's cascades.  --detector yunet,
 cascades or FILE.onnx chooses.  Of 1,983 re-crops of AFLW2000's images YuNet
 finds the faces of 1,971; of 100, ten at a time in a picture of 4032x3024, all
-of them, the cascades 62.  tests/README.md has more figures, and what a found
+of them, the cascades 62.  tools/README.md has more figures, and what a found
 box costs in degrees.
 
 With crops of your own: --whole (each picture is a whole crop of one head, as
@@ -51,23 +51,25 @@ import contextlib
 import os
 import sys
 
-from tool_options import parse_demo
-
-if __name__ == '__main__':  # --help and mistakes do not wait for the rest
-    parse_demo(__doc__)
-
 import cv2
 from tqdm import tqdm
 
-from datasets import shown
-from detect import InputError, Tracker, make_detector
-from ending import run_main, signals_noted
-from estimator import Estimator, load
-from pictures import (PICTURES, is_animation, open_picture, read_pixels,
-                      write_jpeg)
-from pose import AXES
-from results import Names, Table, draw_heads
-from video import Animation, is_camera, is_live, open_moving, recording
+from headpose.errors import (InputError, RunError, WeightsError, run_main,
+                             signals_noted)
+from headpose.files import printable
+from headpose.geometry.pose import AXES
+from headpose.inference.detector import make_detector
+from headpose.inference.estimator import Estimator, load
+from headpose.inference.output import Names, Table, draw_heads
+from headpose.inference.pictures import (PICTURES, is_animation, open_picture,
+                                         read_pixels, write_jpeg)
+from headpose.inference.tracker import Tracker
+from headpose.inference.video import (Animation, is_camera, is_live,
+                                      open_moving, recording)
+from headpose.training.options import SHIPPED, new_parser, number
+
+# Of the shipped checkpoint, from any folder.
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class Stopped(InputError):
@@ -104,15 +106,15 @@ def find_inputs(inputs, recursive=False, output=None):
             pictures, others = pictures_in(entry, recursive, output)
             found += pictures
             if pictures and others:
-                print(f'{shown(entry)}: pictures: {len(pictures)}, others, '
-                      f'left alone: {others}')
+                print(f'{printable(entry)}: pictures: {len(pictures)}, '
+                      f'others, left alone: {others}')
             if not pictures:
-                bad.append(f'{shown(entry)}: a folder without pictures '
+                bad.append(f'{printable(entry)}: a folder without pictures '
                            f'({", ".join(PICTURES)})')
         elif is_live(entry) or os.path.isfile(entry):
             found.append((entry, ''))
         else:
-            bad.append(f'{shown(entry)}: no such file, folder or camera')
+            bad.append(f'{printable(entry)}: no such file, folder or camera')
     return found, bad
 
 
@@ -146,7 +148,7 @@ class Work:
         table: the `Table` that notes the heads.
         names: the `Names` of what is written.
         cube: draw cubes, not axes.
-        smooth: weight of a video's frames before, see `detect.Tracker`.
+        smooth: weight of a video's frames before, see `tracker.Tracker`.
         window: show a camera's frames.
         stop: signals received.
     """
@@ -185,7 +187,7 @@ class Work:
     def draw_still(self, source, place, image):
         """Draws the heads in a picture; see `draw`."""
         heads, problems = self.estimate(image)
-        name = shown(source)
+        name = printable(source)
         for problem in problems:
             tqdm.write(f'{name}: {problem}: left out')
         for face, angles in enumerate(heads.angles):
@@ -209,7 +211,7 @@ class Work:
         failure = None
         with (contextlib.closing(moving), self.table.drawn(target),
               recording(target, moving) as recorder,
-              tqdm(total=moving.total, desc=shown(source), disable=None,
+              tqdm(total=moving.total, desc=printable(source), disable=None,
                    leave=False) as bar):
             try:
                 counts = self.draw_frames(source, moving, recorder, bar,
@@ -221,7 +223,7 @@ class Work:
         if failure:
             raise failure
         print('{}: {} frames, {} without a face: {}'.format(
-            shown(source), *counts, shown(target)))
+            printable(source), *counts, printable(target)))
         if self.stop:
             raise Stopped(self.stop[0])
 
@@ -236,7 +238,7 @@ class Work:
             tracks, angles = track(heads.boxes, heads.angles, seconds)
             heads = heads._replace(angles=angles)
             for problem in set(problems) - noted:  # once, not every frame
-                tqdm.write(f'{shown(source)}: frame {frames}: {problem}: '
+                tqdm.write(f'{printable(source)}: frame {frames}: {problem}: '
                            'left out')
                 noted.add(problem)
             drawn = draw_heads(image, heads, self.cube, tracks)
@@ -291,6 +293,98 @@ def show(image, title='head pose (q ends)'):
 
 # ----------------------------------------------------------------- command
 
+def box(text):
+    """Parses --box."""
+    x_min, y_min, x_max, y_max = map(float, text.split(','))
+    if not (x_max - x_min >= 8 and y_max - y_min >= 8):
+        raise ValueError
+    return x_min, y_min, x_max, y_max
+
+
+# For argparse's message.
+box.__name__ = 'box x_min,y_min,x_max,y_max of at least 8 pixels'
+
+
+def parse_demo(description, argv=None):
+    """Parses demo.py's command line; returns the options."""
+    parser = new_parser(description)
+    add = parser.add_argument
+    add('inputs', nargs='+', metavar='INPUT',
+        help='picture, folder of pictures, video, address (http, rtsp), or '
+        "number or device of a camera")
+    add('--recursive', action='store_true',
+        help='look for pictures in subfolders, too')
+    add('--snapshot', default=SHIPPED, metavar='FILE',
+        help='checkpoint of either network, bare state dict, or .onnx file '
+        'of export.py, which needs no PyTorch; default: ' + SHIPPED)
+    add('--image_size', type=number(int, 64), metavar='PIXELS',
+        help='default: what the network was trained at, or 224')
+    add('--flip', action='store_true',
+        help='give the mean rotation of each crop and of its mirror image')
+    add('--output', default='output/demo', metavar='DIR')
+    add('--overwrite', action='store_true',
+        help="replace an earlier run's results in DIR")
+    add('--detector', metavar='yunet|cascades|FILE.onnx',
+        help="OpenCV's YuNet, fetched once; its cascades; or YuNet's file; "
+        'default: yunet, or the cascades where it cannot be fetched')
+    add('--min_score', type=number(float, 0, 1), default=0.6,
+        metavar='SCORE', help='the least score of a face that YuNet finds; '
+        'default: 0.6')
+    add('--box', type=box, metavar='X0,Y0,X1,Y1',
+        help="no detection: the face's box, brows to chin, in pixels (with a "
+        'minus: --box=-5,...)')
+    add('--whole', action='store_true',
+        help="no detection: each picture is a whole crop of one head, as "
+        "loose as the test's")
+    add('--cube', action='store_true', help='draw cubes instead of axes')
+    add('--json', action='store_true', help='poses.json, not poses.csv')
+    add('--matrix', action='store_true',
+        help='rows have the rotation matrix, too')
+    add('--smooth', type=number(float, 0, 0.99), default=0.0,
+        metavar='WEIGHT', help="video: weight of the frames before in a "
+        "face's rotation; default: 0")
+    add('--no_window', action='store_true', help='camera: write video only')
+    return parser.parse_args(argv)
+
+
+def torch_network(snapshot, gpu=-1, image_size=None):
+    """Returns a checkpoint's network in PyTorch, see `estimator.load`.
+
+    PyTorch takes seconds and gigabytes, and who runs an exported network need
+    not even have it: all that needs it is imported here.
+
+    Args:
+        snapshot: checkpoint of either network, or a bare state dict; the
+            shipped one is found beside this file, from any folder.
+        gpu: number of the GPU, -1 for the CPU.
+        image_size: side of the crops; None for the checkpoint's own.
+
+    Raises:
+        InputError: the checkpoint or the GPU cannot be used.
+        ImportError: there is no PyTorch.
+    """
+    from headpose.inference.backends import TorchNetwork
+    from headpose.networks.fusion import for_inference
+    from headpose.training.checkpoint import crop_size, load_network
+    from headpose.training.engine import predict
+    from hopenet import AttNet
+    from shufflenet import NETWORKS
+    from utils import init_process
+
+    if snapshot == SHIPPED and not os.path.exists(snapshot):
+        beside = os.path.join(HERE, snapshot)
+        snapshot = beside if os.path.exists(beside) else snapshot
+    try:
+        device = init_process(gpu)
+        model, content = load_network(snapshot, AttNet, *NETWORKS)
+    except (RunError, WeightsError) as error:
+        failure = InputError(str(error))
+        failure.status = error.status
+        raise failure from None
+    return TorchNetwork(for_inference(model.to(device)), predict, device,
+                        crop_size(snapshot, content, image_size))
+
+
 def main(argv=None):
     """Runs the command; `argv` is a list of options, for tests.
 
@@ -307,8 +401,8 @@ def main(argv=None):
         names = Names(options.output, found, options.overwrite)
         detector = make_detector(options.detector, options.box,
                                  options.whole, options.min_score)
-        estimate = Estimator(detector, load(options.snapshot, options.gpu,
-                                            options.image_size),
+        estimate = Estimator(detector, load(options.snapshot, torch_network,
+                                            options.gpu, options.image_size),
                              options.flip)
         table = Table(names.table(options.json), options.matrix)
         with signals_noted() as stop:
@@ -324,4 +418,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(run_main(main, InputError))
+    sys.exit(run_main(main))

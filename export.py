@@ -8,7 +8,7 @@ The name's ending, .onnx or .pt2, says which.  Inputs and outputs are printed,
 and noted in an .onnx file's metadata; batches may have any size; angles are
 decoded inside, and checked against PyTorch to 0.001 degrees.  Without --raw,
 which takes uint8 RGB pixels (N, H, W, 3), you normalise yourself.  Writing
-ONNX needs onnx, onnxruntime and onnxscript; tests/README.md says what --int8,
+ONNX needs onnx, onnxruntime and onnxscript; tools/README.md says what --int8,
 whose ranges come from training crops of --data_dir, and --fp16 cost and save.
 
 An .onnx file opens in onnxruntime 1.15, OpenVINO 2025.0, OpenCV 4.9 (cv2.dnn)
@@ -17,11 +17,11 @@ degrees apart on average and 1.9 at most, on 1,955 faces; float32 is its
 {'INFERENCE_PRECISION_HINT': 'f32'}.
 
 What the network must be given is the test's crop around a face box (brows to
-chin, as in demo.py's poses.csv); transforms.py makes it without PyTorch:
+chin, as in demo.py's poses.csv); headpose makes it without PyTorch:
 
     import numpy as np, onnxruntime
     from PIL import Image, ImageOps
-    from transforms import protocol_crop
+    from headpose.geometry.crop import protocol_crop
 
     session = onnxruntime.InferenceSession('model.onnx')
     size = int(session.get_modelmeta().custom_metadata_map['image_size'])
@@ -42,7 +42,7 @@ import itertools
 import os
 import sys
 
-from tool_options import parse_export
+from headpose.training.options import parse_export
 
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_export(__doc__)
@@ -52,14 +52,14 @@ import torch
 from torch import nn
 
 from cbam import CBAM
-from checkpoint import load_network, trained_size
-from datasets import DataError
-from hopenet import (NUM_BINS, PIXEL_MEAN, PIXEL_STD, AttNet, decode,
-                     normalize)
-from loaders import training_loaders
-from pose import AXES
+from datasets import training_loaders
+from headpose.errors import RunError
+from headpose.files import atomic
+from headpose.geometry.pose import AXES
+from headpose.training.checkpoint import load_network, trained_size
+from hopenet import NUM_BINS, PIXEL_MEAN, PIXEL_STD, AttNet, decode, normalize
 from shufflenet import NETWORKS
-from utils import RunError, atomic, run_script
+from utils import run_script
 
 try:  # optional packages, for .onnx alone
     import onnx
@@ -248,7 +248,7 @@ def training_crops(size, data_dir, filename_list, labels=None, dataset=None):
     Args:
         size: side of the crops, pixels.
         data_dir, filename_list, labels, dataset: see
-            `loaders.training_loaders`.
+            `datasets.training_loaders`.
     """
     batches, count = CALIBRATION
     loader, _ = training_loaders(data_dir, filename_list, count, size,
@@ -389,4 +389,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(run_script(main, DataError))
+    sys.exit(run_script(main))

@@ -10,10 +10,10 @@ The list holds one name a line, sorted, without extension; an image is a .jpg,
 read them, and what is damaged is named.  Images with an angle beyond +-99
 degrees are left out; AFLW2000 then has 1,969 of 2,000.
 
-With --labels a table takes the place of the .mat files: labels.py says how it
-looks, and what its angles' signs are.  BIWI's angles are in its own files,
-and only its boxes in the table (biwi.py); the lists of its three splits are
-written, too.
+With --labels a table takes the place of the .mat files:
+headpose/readers/table.py says how it looks, and what its angles' signs are.
+BIWI's angles are in its own files, and only its boxes in the table
+(headpose/readers/biwi.py); the lists of its three splits are written, too.
 """
 import collections
 import contextlib
@@ -24,8 +24,8 @@ import signal
 import sys
 from multiprocessing import connection
 
-from ending import noted_signals, run_main
-from options import DATASETS, parse_filenames
+from headpose.errors import noted_signals, run_main
+from headpose.training.options import DATASETS, parse_filenames
 
 if __name__ == '__main__':  # --help and mistakes do not wait for the rest
     parse_filenames(__doc__)
@@ -33,12 +33,16 @@ if __name__ == '__main__':  # --help and mistakes do not wait for the rest
 
 from tqdm import tqdm
 
-import biwi
-from datasets import (ENDINGS, DataError, can_be_listed, check_image, fault,
-                      find_images, read_labels, shown, two_images)
-from labels import read_table
-from pose import beyond_range
-from transforms import crop_problem
+from headpose.errors import DataError, UserError, fault
+from headpose.files import printable
+from headpose.geometry.crop import crop_problem
+from headpose.geometry.pose import beyond_range
+from headpose.readers import biwi
+from headpose.readers.images import (ENDINGS, check_image, find_images,
+                                     two_images)
+from headpose.readers.lists import can_be_listed
+from headpose.readers.mat import read_labels
+from headpose.readers.table import read_table
 
 EXPECTED_AFLW2000 = 1969
 # Folders without images: of the releases, and what macOS adds to archives.
@@ -47,7 +51,7 @@ BAD_SHOWN = 20
 JOB = 64  # pairs that a process is given at once
 
 
-class Stopped(Exception):
+class Stopped(UserError):
     """The run was asked to stop, by the signal `number`."""
 
     def __init__(self, number):
@@ -75,12 +79,12 @@ def find_pairs(folder, dataset, include_flips=False):
         for subfolder in find_subfolders(folder, dataset, include_flips):
             images = find_images(folder, subfolder)
             mats = find_mats(folder, subfolder)
-            bad += [f'{shown(name)}.mat has no image ({", ".join(ENDINGS)})'
-                    for name in mats - images.keys()]
+            bad += [f'{printable(name)}.mat has no image '
+                    f'({", ".join(ENDINGS)})' for name in mats - images.keys()]
             for name, files in images.items():
                 problem = pair_problem(name, files, mats)
                 if problem:
-                    bad.append(f'{shown(files[0])}: {problem}')
+                    bad.append(f'{printable(files[0])}: {problem}')
                 else:
                     pairs.append((name, files[0]))
     except OSError as error:
@@ -97,7 +101,7 @@ def find_rows(folder, dataset, path):
         path: of the table.
 
     Returns:
-        pairs: sorted (name, image file, `labels.Row`).
+        pairs: sorted (name, image file, `table.Row`).
         bad: a line for each row that cannot be used.
 
     Raises:
@@ -152,7 +156,7 @@ def check_pair(folder, name, file, row=None):
     Args:
         folder: of the data set.
         name, file: of the image, relative to it, without and with extension.
-        row: its `labels.Row`, if its labels are not in a .mat file.
+        row: its `table.Row`, if its labels are not in a .mat file.
     """
     image = os.path.join(folder, file)
     where = f'{row.where}: ' if row else ''
@@ -268,8 +272,8 @@ def after_death(folder, worker, jobs):
         jobs.extend([pair] for pair in worker.job)
         return []
     name = worker.job[0][0]
-    return [(name, 'bad', f'{shown(os.path.join(folder, name))}: the process '
-             'that read this pair died of it (exit status '
+    return [(name, 'bad', f'{printable(os.path.join(folder, name))}: the '
+             'process that read this pair died of it (exit status '
              f'{worker.process.exitcode})')]
 
 
@@ -361,7 +365,7 @@ def generate(options, stop=()):
                     'no list is written (--skip_bad leaves them out)')
     if not kept:
         raise fault(
-            folder, f'{shown(options.labels)} leaves no image to list'
+            folder, f'{printable(options.labels)} leaves no image to list'
             if options.labels else 'no .jpg and .mat pairs to list'
             + ('; the pairs of 300W-LP lie in subfolders (AFW, HELEN, ...)'
                if dataset == '300W_LP' else ''))
@@ -374,7 +378,7 @@ def generate(options, stop=()):
     report(path, None if options.labels else dataset, rows, len(bad))
     del lists[path]
     for other, names in lists.items():
-        print(f'{shown(other)}: {len(names):,}')
+        print(f'{printable(other)}: {len(names):,}')
     return kept
 
 
@@ -383,9 +387,9 @@ def report(path, dataset, rows, bad):
     dropped = [row for row in rows if row[1] == 'dropped']
     kept = len(rows) - len(dropped) - sum(row[1] == 'bad' for row in rows)
     for name, _, reason in dropped:
-        print(f'dropped {shown(name)}: {reason}')
-    print(f'{shown(path)}: {kept:,} kept, {len(dropped):,} dropped (an angle '
-          f'beyond +-99 degrees), {bad:,} unusable')
+        print(f'dropped {printable(name)}: {reason}')
+    print(f'{printable(path)}: {kept:,} kept, {len(dropped):,} dropped (an '
+          f'angle beyond +-99 degrees), {bad:,} unusable')
     if dataset == 'AFLW2000':
         verdict = ('as expected' if kept == EXPECTED_AFLW2000 else
                    'this is not the whole release')
@@ -402,5 +406,4 @@ def main(argv=None, stop=()):
 
 
 if __name__ == '__main__':
-    sys.exit(run_main(functools.partial(main, stop=received), DataError,
-                      Stopped))
+    sys.exit(run_main(functools.partial(main, stop=received)))

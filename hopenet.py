@@ -16,17 +16,16 @@ import sys
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from cbam import CBAM, ChannelGate, SpatialGate
-from ending import run_main
-from pose import AXES, MAX_ANGLE
-from weights import load_exactly, plain_keys, require_key
+from cbam import CBAM
+from headpose.errors import run_main
+from headpose.geometry.pose import AXES, MAX_ANGLE
+from headpose.networks.fusion import conv_norm, same_statistics
+from headpose.networks.weights import load_exactly, plain_keys, require_key
 
 NUM_BINS = 66
 BIN_WIDTH = 3.0     # degrees
@@ -239,54 +238,6 @@ class PoseNetwork(nn.Module):
                                 same_statistics(block)))
 
 
-@contextlib.contextmanager
-def same_statistics(module):
-    """Lets batch norms work without counting: a second look at a batch."""
-    norms = [norm for norm in module.modules()
-             if isinstance(norm, _BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, tracked) in zip(norms, kept):
-            norm.momentum, norm.num_batches_tracked = momentum, tracked
-
-
-def conv_norm(conv, norm, x):
-    """Applies a convolution and its batch norm, in one pass if it can.
-
-    Frozen statistics make of a batch norm a factor and an offset for each
-    channel.  Put into the convolution's weights, where gradients still reach
-    all parameters, they save a pass over the activations forward, two
-    backward, and keeping the convolution's output in memory.
-    """
-    if (norm.training or not torch.is_grad_enabled()
-            or not isinstance(norm, _BatchNorm)):  # see for_inference
-        return norm(conv(x))
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return F.conv2d(
-        x, conv.weight * scale[:, None, None, None],
-        norm.bias - norm.running_mean * scale,
-        conv.stride, conv.padding, conv.dilation, conv.groups)
-
-
-class ConvNormSequential(nn.Sequential):
-    """A Sequential that applies `conv_norm` to each pair of its layers."""
-
-    def forward(self, x):
-        """Maps (N, C, H, W) as its layers do."""
-        layers = list(self)
-        while layers:
-            layer = layers.pop(0)
-            if layers and isinstance(layers[0], _BatchNorm):
-                x = conv_norm(layer, layers.pop(0), x)
-            else:
-                x = layer(x)
-        return x
-
-
 class AttentionBottleneck(Bottleneck):
     """ResNet's bottleneck, with room for CBAM before the residual sum."""
 
@@ -358,25 +309,6 @@ class AttNet(PoseNetwork, ResNet):
 
 
 # ---------------------------------------------------- inference, and its cost
-
-@torch.no_grad()
-def for_inference(model):
-    """Returns a copy that computes the same faster, and cannot be trained.
-
-    Batch norms become part of the convolutions before them, which in all
-    networks are declared, and run, one after the other.
-    """
-    model = copy.deepcopy(model).eval()
-    for module in list(model.modules()):
-        children = list(module.named_children())
-        for (first, conv), (second, norm) in zip(children, children[1:]):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm,
-                                                          nn.BatchNorm2d):
-                setattr(module, first, fuse_conv_bn_eval(conv, norm))
-                setattr(module, second, nn.Identity())
-        if isinstance(module, (ChannelGate, SpatialGate)):
-            module.inplace = True
-    return model.to(memory_format=torch.channels_last)
 
 
 def cost(model, size=224):

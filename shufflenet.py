@@ -14,15 +14,14 @@ import time
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
-from ending import run_main
-from hopenet import (ConvNormSequential, PoseNetwork, cost, for_inference,
-                     summary)
-from options import BACKBONES
-from weights import WeightsError, require_key
+from headpose.errors import WeightsError, run_main
+from headpose.networks.fusion import for_inference, join_norms
+from headpose.networks.weights import require_key
+from headpose.training.options import BACKBONES
+from hopenet import PoseNetwork, cost, summary
 
 # Output channels of conv1, the three stages and conv5 (table 5 of the paper).
 CHANNELS = {0.5: [24, 48, 96, 192, 1024], 1.0: [24, 116, 232, 464, 1024],
@@ -148,18 +147,6 @@ class MobileNetwork(PoseNetwork):
 
 
 NETWORKS = MobileNetwork, ShuffleNet  # for checkpoint.load_network
-
-
-def join_norms(model):
-    """Lets each convolution with a batch norm behind it run `conv_norm`.
-
-    The modules keep their names.
-    """
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Sequential) and any(
-                    isinstance(layer, _BatchNorm) for layer in child):
-                setattr(module, name, ConvNormSequential(*child))
 
 
 def make_network(backbone='shufflenet', width=1.0):

@@ -43,7 +43,7 @@ if [[ ! -d $data ]]; then
     [[ $checkpoint != shufflenet_faces ]] ||
         echo "test.sh faces: the README's figure is of re-crops of AFLW2000;" \
             "data/AFLW2000 is not there, this one is of rendered heads" >&2
-    python -m tests.sample_data data/sample
+    python -m tools.sample_data data/sample
     data=data/sample/AFLW2000
     folder=checkpoints/sample
 fi
@@ -72,7 +72,7 @@ if [[ $network == all ]]; then
         run "$network" "$snapshot" --report "$report" "$@"
         reports+=("$report/report.json")
     done
-    exec python report.py tables "${reports[@]}"
+    exec python -m headpose.evaluation.compare tables "${reports[@]}"
 fi
 
 snapshot=$folder/$checkpoint.pkl

@@ -2,22 +2,22 @@
 
     python test_attnet.py --snapshot ./checkpoints/resnet.pkl
 
-`--labels` tests on data of your own (labels.py), `--dataset BIWI` on the
-Kinect database (biwi.py).
+`--labels` tests on data of your own (headpose/readers/table.py),
+`--dataset BIWI` on the Kinect database (headpose/readers/biwi.py).
 """
 import sys
 
-from options import arguments, parse_evaluation
+from headpose.training.options import arguments, parse_evaluation
 
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_evaluation(__doc__, 'attnet')
 
-from checkpoint import crop_size, load_network
-from datasets import DataError
-from engine import evaluate
-from hopenet import AttNet, for_inference
-from loaders import evaluation_loader
-from report import present
+from datasets import evaluation_loader
+from headpose.evaluation.report import present
+from headpose.networks.fusion import for_inference
+from headpose.training.checkpoint import crop_size, load_network
+from headpose.training.engine import evaluate
+from hopenet import AttNet
 from utils import init_process, run_script
 
 
@@ -37,4 +37,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(run_script(main, DataError))
+    sys.exit(run_script(main))

@@ -68,7 +68,7 @@ fi
 # lost with an earlier result of it.
 num_epochs=12 lr=0.001
 [[ $network == attnet ]] || num_epochs=30 lr=0.003  # its steps are cheaper
-python -m tests.sample_data data/sample
+python -m tools.sample_data data/sample
 exec $launch "train_$network.py" --gpu "$gpu" --num_epochs "$num_epochs" \
     --batch_size 16 --lr "$lr" --one_cycle --head_factor 1 --image_size 64 \
     --pretrained none --alpha 0.02 --rotate 20 --box_jitter 0.15 \

@@ -3,23 +3,22 @@
     python train_attnet.py --data_dir ./data/300W_LP/
 
 `--attention none` trains HopeNet's own network on the same harness,
-`--labels` trains on data of your own (labels.py).
+`--labels` trains on data of your own (headpose/readers/table.py).
 """
 import sys
 
-from options import arguments, parse_training, recorded
+from headpose.training.options import arguments, parse_training, recorded
 
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_training(__doc__, 'attnet')
 
 from torch.optim import AdamW
 
-from datasets import DataError
-from engine import fit
+from datasets import training_loaders
+from headpose.geometry.crop import Augmentation
+from headpose.training.engine import fit
+from headpose.training.run import Schedule, initial_weights
 from hopenet import AttNet
-from loaders import training_loaders
-from run import Schedule, initial_weights
-from transforms import Augmentation
 from utils import choose_precision, init_process, run_script
 
 
@@ -49,4 +48,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(run_script(main, DataError))
+    sys.exit(run_script(main))

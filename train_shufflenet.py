@@ -4,23 +4,22 @@
 
 The recipe is the ResNet's; `--width` makes the network smaller or larger,
 `--backbone` another one (`python shufflenet.py` lists them); `--labels`
-trains on data of your own (labels.py).
+trains on data of your own (headpose/readers/table.py).
 """
 import sys
 
-from options import arguments, parse_training, recorded
+from headpose.training.options import arguments, parse_training, recorded
 
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_training(__doc__, 'shufflenet')
 
 from torch.optim import AdamW
 
-from datasets import DataError
-from engine import fit
-from loaders import training_loaders
-from run import Schedule, initial_weights
+from datasets import training_loaders
+from headpose.geometry.crop import Augmentation
+from headpose.training.engine import fit
+from headpose.training.run import Schedule, initial_weights
 from shufflenet import make_network
-from transforms import Augmentation
 from utils import choose_precision, init_process, run_script
 
 
@@ -50,4 +49,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(run_script(main, DataError))
+    sys.exit(run_script(main))

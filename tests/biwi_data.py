@@ -11,8 +11,8 @@ import os
 import cv2
 import numpy as np
 
-from pose import rotation_matrix
-from tests.sample_data import (LANDMARKS, SIDE, make_person, project, render)
+from headpose.geometry.pose import rotation_matrix
+from tools.sample_data import LANDMARKS, SIDE, make_person, project, render
 
 WIDTH, HEIGHT = 640, 480  # pixels, as the Kinect's
 LEFT, TOP = (WIDTH - SIDE) // 2, (HEIGHT - SIDE) // 2

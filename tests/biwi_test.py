@@ -11,20 +11,17 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-import biwi
 import datasets
-import engine
 import filename_generator
-import loaders
-import options
-import pose
-import report
 import test_attnet
 import test_shufflenet
 import train_shufflenet
-import transforms
-from datasets import DataError
-from labels import read_table
+from headpose.errors import DataError
+from headpose.evaluation import compare, report
+from headpose.geometry import crop as transforms, pose
+from headpose.readers import biwi, lists
+from headpose.readers.table import read_table
+from headpose.training import engine, options
 from tests import biwi_data
 from tests.conftest import TEST_LINE
 
@@ -214,10 +211,10 @@ def test_the_generator_writes_seven_lists(own, generate):
     status, out, err = generate(own)
     assert status == 0, err
     assert '48 kept, 0 dropped' in out
-    names = datasets.read_list(own / 'filename_list.txt')
+    names = lists.read_list(own / 'filename_list.txt')
     assert len(names) == 48 and names == sorted(names)
     for split in (1, 2, 3):
-        train, test = (datasets.read_list(
+        train, test = (lists.read_list(
             own / f'filename_list_{side}{split}.txt')
             for side in ('train', 'test'))
         assert sorted(train + test) == names
@@ -311,7 +308,7 @@ def squeezed(image, size):
 @pytest.mark.parametrize('protocol', ['ours', 'hopenet', 'fsanet'])
 def test_the_crops_are_their_sources(rendered, protocol):
     folder, _ = rendered
-    loader = loaders.evaluation_loader(
+    loader = datasets.evaluation_loader(
         folder, None, image_size=96, labels=folder / 'biwi_ann.txt',
         dataset='BIWI', protocol=protocol)
     items, crops = loader.dataset, []
@@ -394,7 +391,7 @@ def test_what_is_reported_by_sequence(rendered, capsys):
         off_by_one_rotation(true[row:row + 2], rng)
         for row in range(0, 32, 2)])  # two frames a sequence
     result = engine.Evaluation(0.0, indices, predicted, true, np.ones(32))
-    (name, numbers), = biwi.print_sequences(result, found).items()
+    (name, numbers), = report.print_sequences(result, found).items()
     assert name == 'BIWI' and numbers['aligned_mae'] < 1e-4
     assert numbers['aligned_rotation'] < 1e-4
     assert numbers['rotation'] == pytest.approx(np.degrees((
@@ -416,7 +413,7 @@ def test_the_test_runs_on_biwi(rendered, run, snapshot, tmp_path, protocol):
     assert status == 0, err
     assert TEST_LINE.search(out)[1] == '48'
     assert 'BIWI: 48 of 72 frames of 24 sequences, 24 left out.' in out
-    found = report.load_report(tmp_path / 'r')
+    found = compare.load_report(tmp_path / 'r')
     numbers, protocol_found = found['protocol']['BIWI'], found['protocol']
     assert protocol_found['crop'] == protocol
     assert numbers['rotation'] == pytest.approx(
@@ -432,7 +429,7 @@ def test_reports_of_two_crops_say_so(tmp_path):
             'protocol': {'landmarks': 'visible', 'image_size': 96, **more},
             'rows': [{'name': str(row), 'predicted': [0, 0, row],
                       'true': [1, 2, 3]} for row in range(9)]}))
-    text = report.comparison(tmp_path / 'A', tmp_path / 'B')
+    text = compare.comparison(tmp_path / 'A', tmp_path / 'B')
     assert 'crop: A ours, B fsanet' in text
 
 

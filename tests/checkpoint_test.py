@@ -14,21 +14,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import checkpoint
+import datasets
 import demo
 import export
-import history
-import loaders
-import run as room
 import test_attnet
 import test_shufflenet
 import train_shufflenet
+from headpose.errors import RunError, WeightsError
+from headpose.training import checkpoint, history, run as room
 from hopenet import AttNet
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, TEST_LINE
 from tests.helpers import evaluation_options, run_options, train
-from utils import RunError
-from weights import WeightsError
 
 # A longer profile by hand: see tests/README.md.
 EXAMPLES = os.environ.get('HEADPOSE_FUZZ')
@@ -487,7 +484,7 @@ def interrupted(sample, tmp_path_factory):
     """The last checkpoint of a run, and a function that would go on."""
     folder = tmp_path_factory.mktemp('interrupted')
     content = train(sample, folder, '--num_epochs', 1)
-    pair = loaders.training_loaders(
+    pair = datasets.training_loaders(
         sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 8, SIZE)
     record = copy.deepcopy(content['options'])
 

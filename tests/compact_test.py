@@ -11,15 +11,15 @@ from torchvision.models import get_model_weights
 import export
 import test_shufflenet
 import train_shufflenet
-from checkpoint import load_network
+from headpose.errors import WeightsError
+from headpose.training.checkpoint import load_network
+from headpose.training.options import BACKBONES, parse_training
 from hopenet import decode
-from options import BACKBONES, parse_training
 from shufflenet import MARKS, NETWORKS, MobileNetwork, make_network
-from tests import networks
 from tests.conftest import SIZE, TEST_LINE
 from tests.helpers import evaluation_options, train
 from tests.run_test import assert_equal
-from weights import WeightsError
+from tools import networks
 
 
 def test_the_command_line_has_all_of_them():

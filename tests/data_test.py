@@ -16,13 +16,15 @@ from PIL import Image
 from torchvision import transforms as published
 
 import datasets
-import loaders
-import pose
-import transforms
-from datasets import DataError
+from headpose.errors import DataError
+from headpose.geometry import crop as transforms, pose
+from headpose.geometry.pose import rotation_matrix
+from headpose.readers.images import check_image, read_image
+from headpose.readers.lists import (Annotations, photograph, read_annotations,
+                                    read_list)
+from headpose.readers.mat import face_box, read_mat
 from hopenet import normalize
-from pose import rotation_matrix
-from tests import original, sample_data
+from tools import original, sample_data
 
 COORDINATE = st.floats(-500, 900)
 
@@ -51,7 +53,7 @@ def mat(tmp_path):
 # ---------------------------------------------------------------- .mat files
 
 def test_the_angles_are_yaw_pitch_roll_in_degrees(mat):
-    angles, pt2d = datasets.read_mat(mat(GOOD_MAT))
+    angles, pt2d = read_mat(mat(GOOD_MAT))
     np.testing.assert_allclose(angles, [-20, 10, 30], rtol=1e-6)
     np.testing.assert_array_equal(pt2d, POINTS)
 
@@ -74,7 +76,7 @@ def test_the_angles_are_yaw_pitch_roll_in_degrees(mat):
 def test_a_bad_mat_is_named(mat, fields, message):
     path = mat(mat_bytes(**fields))
     with pytest.raises(DataError, match=message) as caught:
-        datasets.read_mat(path)
+        read_mat(path)
     assert str(caught.value).startswith(path)
 
 
@@ -83,7 +85,7 @@ def test_a_bad_mat_is_named(mat, fields, message):
 @given(st.integers(0, len(GOOD_MAT) - 1), st.binary(max_size=8))
 def test_damaged_bytes_end_in_a_data_error_or_numbers(mat, cut, tail):
     try:
-        angles, pt2d = datasets.read_mat(mat(GOOD_MAT[:cut] + tail))
+        angles, pt2d = read_mat(mat(GOOD_MAT[:cut] + tail))
     except DataError:
         return
     assert np.isfinite(angles).all() and pt2d.shape[0] == 2
@@ -96,7 +98,7 @@ def test_what_ends_the_process_in_scipy_is_named(mat, kind):
     assert GOOD_MAT[tag:tag + 8] == struct.pack('<II', 7, 28)
     path = mat(GOOD_MAT[:tag] + bytes([kind]) + GOOD_MAT[tag + 1:])
     with pytest.raises(DataError, match='not a readable') as caught:
-        datasets.read_mat(path)
+        read_mat(path)
     assert str(caught.value).startswith(path)
 
 
@@ -105,7 +107,7 @@ def test_a_mat_of_matlab_73_says_so(mat):
     for data in (head.ljust(512, b'\0') + b'\x89HDF\r\n\x1a\n',
                  b'\x89HDF\r\n\x1a\n'.ljust(900, b'\0')):
         with pytest.raises(DataError, match='save it with -v7'):
-            datasets.read_mat(mat(data))
+            read_mat(mat(data))
 
 
 def test_a_mat_that_unpacks_to_gigabytes_is_refused(mat):
@@ -114,12 +116,12 @@ def test_a_mat_that_unpacks_to_gigabytes_is_refused(mat):
     packed += pack.flush()
     bomb = GOOD_MAT[:128] + struct.pack('<II', 15, len(packed)) + packed
     with pytest.raises(DataError, match='unpacks to more than 67,108,864'):
-        datasets.read_mat(mat(bomb))
+        read_mat(mat(bomb))
     # The limit is of all arrays together.
     packed = zlib.compress(struct.pack('<II', 14, 2 ** 25) + bytes(2 ** 25))
     part = struct.pack('<II', 15, len(packed)) + packed
     with pytest.raises(DataError, match='unpacks to more than 67,108,864'):
-        datasets.read_mat(mat(GOOD_MAT + part * 2))
+        read_mat(mat(GOOD_MAT + part * 2))
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path):
@@ -127,18 +129,18 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
     (tmp_path / 'folder.mat').mkdir()
     for name in ('pipe', 'folder'):
         with pytest.raises(DataError, match=f'{name}.mat: is not a file'):
-            datasets.read_mat(tmp_path / f'{name}.mat')
+            read_mat(tmp_path / f'{name}.mat')
     with open(tmp_path / 'large.mat', 'wb') as file:
         file.truncate(2 ** 26 + 1)  # it takes no place on the disk
     with pytest.raises(DataError, match='bytes, more than 67,108,864'):
-        datasets.read_mat(tmp_path / 'large.mat')
+        read_mat(tmp_path / 'large.mat')
 
 
 def as_scipy_has_it(path):
     fields = scipy.io.loadmat(path)
     pose, pt2d = (np.asarray(fields[name], np.float64)
                   for name in ('Pose_Para', 'pt2d'))
-    angles, points = datasets.read_mat(path)
+    angles, points = read_mat(path)
     np.testing.assert_array_equal(points, pt2d)
     np.testing.assert_array_equal(angles,
                                   np.degrees(pose.ravel()[[1, 0, 2]]))
@@ -189,7 +191,7 @@ def test_big_endian_mats_are_read(mat):
                 + element(9, values.ravel('F'), '>f8'))
         return struct.pack('>II', 14, len(body)) + body
 
-    angles, pt2d = datasets.read_mat(mat(
+    angles, pt2d = read_mat(mat(
         b'MATLAB 5.0'.ljust(124) + b'\1\0MI'
         + matrix(b'Pose_Para', POSE.astype(float)) + matrix(b'pt2d', POINTS)))
     np.testing.assert_allclose(angles, [-20, 10, 30], rtol=1e-6)
@@ -198,25 +200,25 @@ def test_big_endian_mats_are_read(mat):
 
 def test_only_the_raw_protocol_takes_unseen_landmarks_for_the_face():
     pt2d = np.array([[-1, 100, 200, -1], [452, 110, 210, 452]])
-    assert datasets.face_box(pt2d).tolist() == [100, 110, 200, 210]
-    assert datasets.face_box(pt2d, 'raw').tolist() == [-1, 110, 200, 452]
+    assert face_box(pt2d).tolist() == [100, 110, 200, 210]
+    assert face_box(pt2d, 'raw').tolist() == [-1, 110, 200, 452]
 
 
 def test_landmarks_at_the_left_edge_are_seen():
     pt2d = np.array([[-1, 0, 200, -0.5], [452, 110, 210, 50]])
-    assert datasets.face_box(pt2d).tolist() == [-0.5, 50, 200, 210]
+    assert face_box(pt2d).tolist() == [-0.5, 50, 200, 210]
     pt2d = np.array([[-1, 0, 200], [452, 110, 210]])
-    assert datasets.face_box(pt2d).tolist() == [0, 110, 200, 210]
+    assert face_box(pt2d).tolist() == [0, 110, 200, 210]
     # Beyond the edge they are estimated, and part of the face.
     pt2d = np.array([[-1, -20, 200], [452, 110, 210]])
-    assert datasets.face_box(pt2d).tolist() == [-20, 110, 200, 210]
+    assert face_box(pt2d).tolist() == [-20, 110, 200, 210]
 
 
 @pytest.mark.parametrize('pt2d', [
     [[-1, -1], [452, 452]], [[5, 5], [1, 9]], [[-1, 4], [452, 7]]])
 def test_landmarks_without_a_box_are_refused(pt2d):
     with pytest.raises(DataError, match='span no box'):
-        datasets.face_box(np.array(pt2d))
+        face_box(np.array(pt2d))
 
 
 def test_the_range_is_the_bins():
@@ -326,15 +328,14 @@ def test_real_training_crops_are_hopenets(real):
     folder, lists = real
     apart = []
     for dataset in ('300W_LP', 'AFLW2000'):
-        annotations = datasets.read_annotations(folder / dataset,
-                                                lists[dataset])
+        annotations = read_annotations(folder / dataset, lists[dataset])
         rng = np.random.default_rng(0)
         for name, box in zip(annotations.names, annotations.boxes):
             path = folder / dataset / f'{name}.jpg'
             image = Image.open(path).convert('RGB')
             draws = (*rng.random(4), 1)
             apart.append(grey_levels_apart(
-                image, box, draws, ours=datasets.read_image(path, fast=True)))
+                image, box, draws, ours=read_image(path, fast=True)))
     assert len(apart) == 81
     print(f'mean {np.mean(apart):.2f}, largest {max(apart):.2f} grey levels')
     assert max(apart) < 1
@@ -405,7 +406,7 @@ def test_training_and_test_refuse_what_cannot_be_cropped(broken):
         read(broken)
     set_points(broken / 'image00004.mat', [[900, 990], [10, 99]])
     for augment in (False, True):
-        items = loaders.PoseDataset(broken, read(broken), 64, augment)
+        items = datasets.PoseDataset(broken, read(broken), 64, augment)
         with pytest.raises(DataError, match='00004.jpg: .* outside the pict'):
             items[0, items.annotations.names.index('image00004')]
 
@@ -442,7 +443,7 @@ def test_a_small_turn_is_near_whatever_the_yaw():
 
 def test_real_heads_turned_by_hand_have_the_turned_angles(real):
     for path in sorted((real[0] / 'AFLW2000').glob('*.mat')):
-        angles, _ = datasets.read_mat(path)
+        angles, _ = read_mat(path)
         seen = scipy.io.loadmat(path)['pt3d_68'].T.astype(float)
         for degrees in (-40, 25):
             by_hand = seen @ in_plane(degrees).T
@@ -476,8 +477,8 @@ def test_a_turned_crop_is_the_crop_of_a_turned_picture(size, flip):
 
 def test_more_augmentation_is_off_by_default_and_labels_follow(sample,
                                                                annotations):
-    plain = loaders.PoseDataset(sample / '300W_LP', annotations, 64, True)
-    more = loaders.PoseDataset(
+    plain = datasets.PoseDataset(sample / '300W_LP', annotations, 64, True)
+    more = datasets.PoseDataset(
         sample / '300W_LP', annotations, 64, True,
         more=transforms.Augmentation(30, 0.2, 0.3, 1.0))
     turns = []
@@ -550,16 +551,15 @@ def test_low_resolution_is_of_its_share_of_the_images():
 @pytest.fixture
 def annotations(sample):
     folder = sample / '300W_LP'
-    return datasets.read_annotations(folder, folder / 'filename_list.txt')
+    return read_annotations(folder, folder / 'filename_list.txt')
 
 
 def test_every_real_pair_is_read(real):
     folder, lists = real
     for dataset, count in (('300W_LP', 51), ('AFLW2000', 30)):
-        annotations = datasets.read_annotations(folder / dataset,
-                                                lists[dataset])
+        annotations = read_annotations(folder / dataset, lists[dataset])
         assert len(annotations.names) == count
-        items = loaders.PoseDataset(folder / dataset, annotations)
+        items = datasets.PoseDataset(folder / dataset, annotations)
         for index in range(count):
             image, angles, _ = items[0, index]
             assert image.shape == (224, 224, 3) and image.std() > 5
@@ -572,11 +572,11 @@ def test_every_real_pair_is_read(real):
 def test_augmentation_depends_on_seed_epoch_and_index_alone(sample,
                                                             annotations):
     def crops(seed, epoch, workers, order):
-        items = loaders.PoseDataset(sample / '300W_LP', annotations, 64, True,
-                                    seed)
-        batches = loaders.Batches(order, 5)
+        items = datasets.PoseDataset(sample / '300W_LP', annotations, 64, True,
+                                     seed)
+        batches = datasets.Batches(order, 5)
         batches.epoch = epoch
-        loader = loaders.make_loader(items, batches, workers)
+        loader = datasets.make_loader(items, batches, workers)
         images, angles, indices = zip(*loader)
         back = np.concatenate(indices).argsort()
         return torch.cat(images)[back], np.concatenate(angles)[back]
@@ -590,7 +590,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(sample,
 
 
 def test_a_flip_negates_yaw_and_roll(sample, annotations):
-    items = loaders.PoseDataset(sample / '300W_LP', annotations, 64, True)
+    items = datasets.PoseDataset(sample / '300W_LP', annotations, 64, True)
     signs = {True: [], False: []}
     for epoch in range(4):
         for index in range(24):
@@ -602,13 +602,13 @@ def test_a_flip_negates_yaw_and_roll(sample, annotations):
             signs[bool(flipped)].append(index)
     assert all(signs.values())
     # The annotations themselves are never changed.
-    again = datasets.read_annotations(
+    again = read_annotations(
         sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt')
     np.testing.assert_array_equal(again.angles, annotations.angles)
 
 
 def test_validation_is_never_augmented(sample, annotations):
-    items = loaders.PoseDataset(sample / '300W_LP', annotations, 64)
+    items = datasets.PoseDataset(sample / '300W_LP', annotations, 64)
     assert all((items[1, index][0] == items[2, index][0]).all()
                for index in range(24))
 
@@ -623,10 +623,10 @@ def pixels(loader, epoch):
 def test_training_changes_its_images_and_validation_never(sample):
     folder = sample / '300W_LP'
     given = (folder, folder / 'filename_list.txt')
-    loader = loaders.evaluation_loader(*given, image_size=64)
+    loader = datasets.evaluation_loader(*given, image_size=64)
     fixed = pixels(loader, 0)  # the test protocol's crops
     for augment in (True, False):
-        training, validation = loaders.training_loaders(
+        training, validation = datasets.training_loaders(
             *given, image_size=64, augment=augment,
             more=transforms.Augmentation(20, 0.2, 0.2, 0.5))
         for side, changes in ((training, augment), (validation, False)):
@@ -639,11 +639,11 @@ def test_training_changes_its_images_and_validation_never(sample):
 def test_images_are_rgb(tmp_path):
     blue = Image.new('RGB', (300, 300), (0, 0, 255))
     blue.save(tmp_path / 'x.jpg')
-    annotations = datasets.Annotations(
+    annotations = Annotations(
         ['x'], np.zeros((1, 3), np.float32),
         np.array([[100., 100, 200, 200]]), ['x.jpg'])
     for augment in (False, True):
-        items = loaders.PoseDataset(tmp_path, annotations, 64, augment)
+        items = datasets.PoseDataset(tmp_path, annotations, 64, augment)
         red, _, blue = items[0, 0][0].transpose(2, 0, 1)
         assert blue.min() > 250 > 5 > red.max()
 
@@ -653,7 +653,7 @@ def test_images_are_rgb(tmp_path):
 @settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 60), st.booleans())
 def test_each_image_is_in_one_batch(count, batch_size, shuffle):
-    batches = loaders.Batches(range(count), batch_size, shuffle)
+    batches = datasets.Batches(range(count), batch_size, shuffle)
     listed = [key for batch in batches for key in batch]
     assert sorted(listed) == [(0, index) for index in range(count)]
     assert len(list(batches)) == len(batches)
@@ -666,7 +666,7 @@ def test_every_process_has_a_part_of_each_training_batch(count, world, more,
                                                          epoch):
     if count < world:
         return
-    ranks = [loaders.Batches(range(count), world + more, True, 0, rank, world)
+    ranks = [datasets.Batches(range(count), world + more, True, 0, rank, world)
              for rank in range(world)]
     for rank in ranks:
         rank.epoch = epoch
@@ -678,14 +678,14 @@ def test_every_process_has_a_part_of_each_training_batch(count, world, more,
                   for _, index in part)
     assert seen == list(range(count))
     # One process sees the same images in the same steps, but for the last.
-    alone = loaders.Batches(range(count), world + more, True)
+    alone = datasets.Batches(range(count), world + more, True)
     alone.epoch = epoch
     for parts, whole in list(zip(steps, alone))[:-1]:
         assert {key for part in parts for key in part} == set(whole)
 
 
 def test_three_processes_train_on_the_last_image_too():
-    sizes = [loaders.Batches(range(13), 6, True, 0, rank, 3).sizes()
+    sizes = [datasets.Batches(range(13), 6, True, 0, rank, 3).sizes()
              for rank in range(3)]
     assert sizes == [[6, 7]] * 3
 
@@ -693,7 +693,7 @@ def test_three_processes_train_on_the_last_image_too():
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(2, 5), st.integers(0, 9))
 def test_evaluation_shares_each_batch_without_rest(count, world, more):
-    parts = [key for rank in range(world) for part in loaders.Batches(
+    parts = [key for rank in range(world) for part in datasets.Batches(
         range(count), world + more, rank=rank, world=world) for key in part]
     assert sorted(parts) == [(0, index) for index in range(count)]
 
@@ -701,13 +701,13 @@ def test_evaluation_shares_each_batch_without_rest(count, world, more):
 def test_fewer_images_than_processes_are_refused(sample):
     folder = sample / '300W_LP'
     with pytest.raises(DataError, match='are too few for 40 processes'):
-        loaders.training_loaders(folder, folder / 'filename_list.txt', 64,
-                                 image_size=64, world=40)
+        datasets.training_loaders(folder, folder / 'filename_list.txt', 64,
+                                  image_size=64, world=40)
 
 
 def test_the_order_changes_with_epoch_and_seed():
     def order(epoch, seed):
-        batches = loaders.Batches(range(50), 50, True, seed)
+        batches = datasets.Batches(range(50), 50, True, seed)
         batches.epoch = epoch
         return [index for _, index in next(iter(batches))]
     assert order(1, 0) == order(1, 0)
@@ -720,7 +720,7 @@ def test_the_order_changes_with_epoch_and_seed():
     ('HELEN/HELEN_232194_1_0', 'HELEN/HELEN_232194_1'),
     ('image00002', 'image00002')])
 def test_photographs(name, expected):
-    assert datasets.photograph(name) == expected
+    assert photograph(name) == expected
 
 
 @settings(deadline=None)
@@ -728,37 +728,37 @@ def test_photographs(name, expected):
 def test_the_split_keeps_photographs_whole(photographs, renderings, seed):
     names = [f'AFW/AFW_{photo}_1_{rendering}' for photo in range(photographs)
              for rendering in range(renderings)]
-    training, validation = loaders.split_names(names, seed=seed)
+    training, validation = datasets.split_names(names, seed=seed)
     assert sorted(training + validation) == list(range(len(names)))
-    sides = [{datasets.photograph(names[i]) for i in side}
+    sides = [{photograph(names[i]) for i in side}
              for side in (training, validation)]
     assert sides[0] and sides[1] and not sides[0] & sides[1]
     assert len(validation) < 0.1 * len(names) + renderings
-    assert loaders.split_names(names, seed=seed) == (training, validation)
+    assert datasets.split_names(names, seed=seed) == (training, validation)
 
 
 def test_the_documents_split_is_by_image():
     names = [f'AFW/AFW_{i // 10}_1_{i % 10}' for i in range(200)]
-    training, validation = loaders.split_names(names, 'image')
+    training, validation = datasets.split_names(names, 'image')
     assert len(training) == 180 and len(validation) == 20
-    assert validation != loaders.split_names(names, 'image', seed=1)[1]
+    assert validation != datasets.split_names(names, 'image', seed=1)[1]
 
 
 def test_one_photograph_cannot_be_split():
     names = ['AFW/AFW_1_1_0', 'AFW/AFW_1_1_1']
     with pytest.raises(DataError, match='--split image'):
-        loaders.split_names(names)
-    assert loaders.split_names(names, 'image') in (([0], [1]), ([1], [0]))
+        datasets.split_names(names)
+    assert datasets.split_names(names, 'image') in (([0], [1]), ([1], [0]))
 
 
 def test_both_sides_of_the_split_are_said_at_the_start(sample, capsys):
     folder = sample / '300W_LP'
     given = (folder, folder / 'filename_list.txt')
-    loaders.training_loaders(*given)
+    datasets.training_loaders(*given)
     assert capsys.readouterr().out == (
         '21 images of 7 photographs to train on, 3 images of 1 photographs '
         'to validate on\n')
-    loaders.training_loaders(*given, split='image')
+    datasets.training_loaders(*given, split='image')
     assert capsys.readouterr().out == (
         '21 images to train on, 3 images to validate on\n')
 
@@ -767,13 +767,13 @@ def test_both_sides_of_the_split_are_said_at_the_start(sample, capsys):
 def test_a_split_that_is_far_from_nine_to_one_stops(cam, web, capsys):
     names = ([f'cam_{number:04}' for number in range(cam)]
              + [f'web_{number:04}' for number in range(web)])
-    splits = [loaders.split_names(names, seed=seed) for seed in range(8)]
+    splits = [datasets.split_names(names, seed=seed) for seed in range(8)]
     assert any(len(split[1]) == max(cam, web) for split in splits)
     for split in splits:
         if 0.05 < len(split[1]) / len(names) < 0.2:
             continue
         with pytest.raises(DataError) as caught:
-            loaders.check_split(names, *split)
+            datasets.check_split(names, *split)
         message = str(caught.value)
         assert f'{len(split[0])} images of 1 photographs to train' in message
         assert f'{len(split[1])} images of 1 photographs to val' in message
@@ -781,7 +781,7 @@ def test_a_split_that_is_far_from_nine_to_one_stops(cam, web, capsys):
         assert f'{largest} for {max(cam, web)} of them' in message
         assert '--split image' in message and '\n' not in message
         assert not capsys.readouterr().out
-    loaders.check_split(names, *loaders.split_names(names, 'image'), 'image')
+    datasets.check_split(names, *datasets.split_names(names, 'image'), 'image')
 
 
 @pytest.mark.parametrize('validation, stops', [
@@ -790,7 +790,7 @@ def test_where_the_split_stops(validation, stops):
     names = [f'photo{number}' for number in range(100)]
     indices = list(range(100))
     try:
-        loaders.check_split(names, indices[validation:], indices[:validation])
+        datasets.check_split(names, indices[validation:], indices[:validation])
         assert not stops
     except DataError:
         assert stops
@@ -833,7 +833,7 @@ def fitted_rotation(points, seen):
 def test_the_renderers_face_has_the_real_convention(real):
     apart = []
     for path in sorted((real[0] / 'AFLW2000').glob('*.mat')):
-        angles, _ = datasets.read_mat(path)
+        angles, _ = read_mat(path)
         seen = scipy.io.loadmat(path)['pt3d_68'].T.astype(float)
         fitted = fitted_rotation(sample_data.LANDMARKS, seen)
         cosine = (np.trace(rotation_matrix(angles).T @ fitted) - 1) / 2
@@ -866,7 +866,7 @@ def set_points(path, points):
 
 
 def read(folder):
-    return datasets.read_annotations(folder, folder / 'filename_list.txt')
+    return read_annotations(folder, folder / 'filename_list.txt')
 
 
 def test_99_degrees_are_in_and_99_01_out(broken):
@@ -887,7 +887,7 @@ def test_a_listed_image_must_be_there(broken):
 def test_a_truncated_image_is_named(broken, augment):
     path = broken / 'image00004.jpg'
     path.write_bytes(path.read_bytes()[:9000])
-    items = loaders.PoseDataset(broken, read(broken), 64, augment)
+    items = datasets.PoseDataset(broken, read(broken), 64, augment)
     index = items.annotations.names.index('image00004')
     with pytest.raises(DataError, match='image00004.jpg: cannot be read'):
         items[0, index]
@@ -896,7 +896,7 @@ def test_a_truncated_image_is_named(broken, augment):
 def test_half_a_scan_with_an_end_marker_is_named(broken):
     path = broken / 'image00004.jpg'
     data = path.read_bytes()
-    items = [loaders.PoseDataset(broken, read(broken), 64, augment)
+    items = [datasets.PoseDataset(broken, read(broken), 64, augment)
              for augment in (False, True)]
     index = items[0].annotations.names.index('image00004')
     path.write_bytes(data[:len(data) // 2] + b'\xff\xd9')
@@ -904,7 +904,7 @@ def test_half_a_scan_with_an_end_marker_is_named(broken):
         with pytest.raises(DataError, match='00004.jpg: cannot be read'):
             item[0, index]
     with pytest.raises(DataError, match='00004.jpg: cannot be read'):
-        datasets.check_image(path)
+        check_image(path)
 
 
 def test_changed_bytes_are_found_by_all_readers_or_by_none(tmp_path):
@@ -915,9 +915,9 @@ def test_changed_bytes_are_found_by_all_readers_or_by_none(tmp_path):
     for _ in range(40):
         place = rng.integers(len(data) // 3, len(data) - 40)
         path.write_bytes(data[:place] + rng.bytes(30) + data[place + 30:])
-        verdicts = {is_read(datasets.check_image, path),
-                    is_read(datasets.read_image, path),
-                    is_read(datasets.read_image, path, fast=True)}
+        verdicts = {is_read(check_image, path),
+                    is_read(read_image, path),
+                    is_read(read_image, path, fast=True)}
         assert len(verdicts) == 1
         found += False in verdicts
     # The rest are bits that mean another picture: a JPEG has no checksum.
@@ -940,16 +940,16 @@ def test_jpegs_are_read_with_pillows_pixels(tmp_path, mode, how):
     image, path = noise_image(91, 70).convert(mode), tmp_path / 'x.jpg'
     image.save(path, **how)
     expected = np.asarray(Image.open(path).convert('RGB'))
-    np.testing.assert_array_equal(datasets.read_image(path), expected)
-    fast = datasets.read_image(path, fast=True)
+    np.testing.assert_array_equal(read_image(path), expected)
+    fast = read_image(path, fast=True)
     assert np.abs(fast.astype(int) - expected).mean() < 5
-    assert datasets.check_image(path) == (91, 70)
+    assert check_image(path) == (91, 70)
 
 
 def test_real_images_are_read_with_pillows_pixels(real):
     for path in sorted(real[0].glob('AFLW2000/*.jpg')):
         with Image.open(path) as image:
-            np.testing.assert_array_equal(datasets.read_image(path),
+            np.testing.assert_array_equal(read_image(path),
                                           np.asarray(image.convert('RGB')))
 
 
@@ -958,8 +958,8 @@ def test_pngs_are_read(tmp_path, mode):
     path = tmp_path / 'x.png'
     noise_image(91, 70).convert(mode).save(path)
     expected = np.asarray(Image.open(path).convert('RGB'))
-    np.testing.assert_array_equal(datasets.read_image(path), expected)
-    assert datasets.check_image(path) == (91, 70)
+    np.testing.assert_array_equal(read_image(path), expected)
+    assert check_image(path) == (91, 70)
 
 
 def png_chunk(kind, data):
@@ -997,7 +997,7 @@ def refused_images():
 def test_images_that_cannot_be_used_are_named(tmp_path, data, message):
     path = tmp_path / 'x.png'
     path.write_bytes(data)
-    for read_it in (datasets.read_image, datasets.check_image):
+    for read_it in (read_image, check_image):
         with pytest.raises(DataError, match=message) as caught:
             read_it(path)
         assert str(caught.value).startswith(f'{path}: ')
@@ -1006,20 +1006,20 @@ def test_images_that_cannot_be_used_are_named(tmp_path, data, message):
 
 def test_bytes_after_a_jpeg_do_no_harm(broken):
     path = broken / 'image00004.jpg'
-    before = datasets.read_image(path, fast=True)
+    before = read_image(path, fast=True)
     path.write_bytes(path.read_bytes() + b'\0' * 500)
-    np.testing.assert_array_equal(before, datasets.read_image(path, fast=True))
+    np.testing.assert_array_equal(before, read_image(path, fast=True))
 
 
 def test_lists(tmp_path):
     with pytest.raises(DataError, match='filename_generator.py writes'):
-        datasets.read_list(tmp_path / 'none.txt')
+        read_list(tmp_path / 'none.txt')
     empty = tmp_path / 'empty.txt'
     empty.write_text('\n\n')
     with pytest.raises(DataError, match='empty.txt: lists no image'):
-        datasets.read_list(empty)
+        read_list(empty)
     empty.write_bytes(b'\xff\xfe\x00')
     with pytest.raises(DataError, match='not a text file'):
-        datasets.read_list(empty)
+        read_list(empty)
     with pytest.raises(DataError, match='no such data folder'):
-        datasets.read_annotations(tmp_path / 'nowhere', empty)
+        read_annotations(tmp_path / 'nowhere', empty)

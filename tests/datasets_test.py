@@ -6,8 +6,9 @@ import pytest
 import scipy.io
 from PIL import Image
 
-import datasets
-from datasets import DataError
+from headpose.errors import DataError
+from headpose.files import read_bytes
+from headpose.readers import images, lists, mat
 
 POINTS = np.array([[100.0, 200.0, 150.0], [120.0, 110.0, 260.0]])
 
@@ -23,21 +24,21 @@ def test_only_the_three_angles_of_a_pose_are_looked_at(tmp_path):
     # 300W-LP's others are a shift and a scale, which nobody uses.
     for rest in ((), (np.nan, np.inf, 0, 0)):
         path = write_mat(tmp_path, (0.1, 0.2, 0.3, *rest))
-        np.testing.assert_allclose(datasets.read_mat(path)[0],
+        np.testing.assert_allclose(mat.read_mat(path)[0],
                                    np.degrees([0.2, 0.1, 0.3]))
     for place in range(3):
         pose = [0.1, 0.2, 0.3]
         pose[place] = np.nan
         with pytest.raises(DataError, match='not finite'):
-            datasets.read_mat(write_mat(tmp_path, pose))
+            mat.read_mat(write_mat(tmp_path, pose))
 
 
 def test_a_file_may_have_as_many_bytes_as_the_limit(tmp_path):
     path = tmp_path / 'x'
     path.write_bytes(b'1234')
-    assert datasets.read_bytes(path, 4) == b'1234'
+    assert read_bytes(path, 4) == b'1234'
     with pytest.raises(DataError, match='x: has 4 bytes, more than 3'):
-        datasets.read_bytes(path, 3)
+        read_bytes(path, 3)
 
 
 def test_both_ends_of_the_range_are_in_it(tmp_path):
@@ -46,8 +47,8 @@ def test_both_ends_of_the_range_are_in_it(tmp_path):
     for sign in (-1, 1):
         # As the releases have them, in single precision.
         write_mat(tmp_path, sign * np.radians(np.float32([99, 99, 99])))
-        annotations = datasets.read_annotations(tmp_path,
-                                                tmp_path / 'list.txt')
+        annotations = lists.read_annotations(tmp_path,
+                                             tmp_path / 'list.txt')
         assert annotations.angles.tolist() == [[sign * 99.0] * 3]
         assert annotations.angles.dtype == np.float32
         assert annotations.boxes.tolist() == [[100, 110, 200, 260]]
@@ -61,8 +62,8 @@ def test_a_names_image_is_what_has_an_images_ending(tmp_path):
         (folder / name).touch()
     expected = {'a': ['a.jpg'], 'b': ['b.JPEG'], 'c': ['c.Png', 'c.jpg'],
                 'f.b': ['f.b.jpg'], '.hidden': ['.hidden.png']}
-    assert datasets.find_images(folder) == expected
-    assert datasets.find_images(tmp_path, 'AFW') == {
+    assert images.find_images(folder) == expected
+    assert images.find_images(tmp_path, 'AFW') == {
         f'AFW/{name}': [f'AFW/{file}' for file in files]
         for name, files in expected.items()}
 
@@ -94,13 +95,13 @@ def test_a_jpeg_that_only_pillow_can_decode_is_read_by_it(odd_sampling,
     with Image.open(odd_sampling) as image:
         expected = np.asarray(image.convert('RGB').reduce(shrink))
     np.testing.assert_array_equal(
-        datasets.read_image(odd_sampling, fast=True, shrink=shrink), expected)
-    assert datasets.check_image(odd_sampling) == (91, 70)
+        images.read_image(odd_sampling, fast=True, shrink=shrink), expected)
+    assert images.check_image(odd_sampling) == (91, 70)
 
 
 def test_a_jpeg_that_only_pillow_can_decode_is_checked_too(odd_sampling):
     odd_sampling.write_bytes(odd_sampling.read_bytes()[:1200])
-    for read in (datasets.read_image, datasets.check_image):
+    for read in (images.read_image, images.check_image):
         with pytest.raises(DataError, match='odd.jpg: cannot be read'):
             read(odd_sampling)
 
@@ -110,14 +111,14 @@ def test_a_jpeg_that_only_pillow_can_decode_is_checked_too(odd_sampling):
 def test_a_small_jpeg_is_checked_and_read(tmp_path, mode, size):
     path = tmp_path / 'x.jpg'
     Image.new(mode, size).save(path)
-    assert datasets.check_image(path) == size
-    assert datasets.read_image(path).shape == (size[1], size[0], 3)
+    assert images.check_image(path) == size
+    assert images.read_image(path).shape == (size[1], size[0], 3)
 
 
 @pytest.mark.parametrize('mode', ['L', 'RGB', 'CMYK'])
 def test_half_of_a_jpeg_is_found_in_every_colour_space(tmp_path, mode):
     data, path = jpeg(mode, quality=95), tmp_path / 'x.jpg'
     path.write_bytes(data[:len(data) * 2 // 3] + b'\xff\xd9')
-    for read in (datasets.read_image, datasets.check_image):
+    for read in (images.read_image, images.check_image):
         with pytest.raises(DataError, match='x.jpg: cannot be read'):
             read(path)

@@ -9,20 +9,19 @@ import scipy.io
 import torch
 from PIL import Image
 
-import datasets
 import demo
-import detect
-import estimator
-import results
-from checkpoint import load_network
-from detect import whole_box
+from demo import parse_demo
+from headpose.geometry.crop import protocol_crop
+from headpose.geometry.pose import AXES, rotation_matrix
+from headpose.inference import detector as detect, estimator, output
+from headpose.inference.detector import whole_box
+from headpose.inference.output import (BOX, FACING, FIELDS, MATRIX, Names,
+                                       draw_heads)
+from headpose.readers import mat
+from headpose.training.checkpoint import load_network
 from hopenet import decode, normalize
-from pose import AXES, rotation_matrix
-from results import BOX, FACING, FIELDS, MATRIX, Names, draw_heads
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, YUNET, rows
-from tool_options import parse_demo
-from transforms import protocol_crop
 
 
 @pytest.fixture
@@ -89,9 +88,9 @@ def test_the_angles_of_a_whole_picture_stand_inside_it(grey):
 
 def test_lines_say_what_they_are_and_no_other_face_covers_them(monkeypatch):
     drawn = []
-    monkeypatch.setattr(results, 'draw_pose',
+    monkeypatch.setattr(output, 'draw_pose',
                         lambda *_: drawn.append('axes'))
-    monkeypatch.setattr(results, 'write_lines',
+    monkeypatch.setattr(output, 'write_lines',
                         lambda image, lines, *_: drawn.append(lines))
     heads = make_heads([50, 50, 99, 99], [90, 60, 150, 120], yaw=-79.6)
     draw_heads(np.zeros((200, 200, 3), np.uint8), heads, labels=[4, 7])
@@ -391,7 +390,7 @@ def test_real_faces_are_found_and_their_angles_right(
     assert len(names) == 31  # each picture has a row
     found, errors = set(), []
     for row in table:
-        angles, pt2d = datasets.read_mat(row['file'].replace('.jpg', '.mat'))
+        angles, pt2d = mat.read_mat(row['file'].replace('.jpg', '.mat'))
         middle = pt2d[:, pt2d[0] != -1].mean(1)
         box = [float(row[key] or 'nan') for key in BOX]
         if box[0] < middle[0] < box[2] and box[1] < middle[1] < box[3]:
@@ -420,7 +419,7 @@ def test_drawn_axes_agree_with_the_landmarks(real):
     """The blue axis runs from the middle of the face to the nose's tip."""
     checked = 0
     for path in sorted((real[0] / 'AFLW2000').glob('*.mat')):
-        angles, _ = datasets.read_mat(path)
+        angles, _ = mat.read_mat(path)
         if abs(angles[0]) <= 15:
             continue
         points = scipy.io.loadmat(path)['pt3d_68'][:2].astype(float)

@@ -1,4 +1,4 @@
-"""detect.py: boxes, detectors, and the same face over frames."""
+"""detector.py: boxes, detectors, and the same face over frames."""
 import functools
 import hashlib
 import http.server
@@ -13,15 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import datasets
-import detect
-from detect import (Cascades, InputError, Tracker, YuNet, distinct,
-                    make_detector, overlap, turn_back, turn_picture,
-                    whole_box)
-from pose import rotation_matrix
+from headpose.errors import InputError
+from headpose.geometry.crop import PROTOCOL_K, PROTOCOL_SIDE, expand_box
+from headpose.geometry.pose import rotation_matrix
+from headpose.inference import detector as detect
+from headpose.inference.detector import (Cascades, YuNet, distinct,
+                                         make_detector, overlap, turn_back,
+                                         turn_picture, whole_box)
+from headpose.inference.tracker import Tracker
+from headpose.readers import mat
 from tests.conftest import ROOT
-from tests.detection import Count, Kept
-from transforms import PROTOCOL_K, PROTOCOL_SIDE, expand_box
+from tools.detection import Count, Kept
 
 
 @pytest.fixture(scope='session')
@@ -32,7 +34,8 @@ def yunet(real):
 
 
 def test_faces_are_found_without_pytorch():
-    code = "import sys, detect; sys.exit('torch' in sys.modules)"
+    code = ("import sys, headpose.inference.detector; "
+            "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT,
                           timeout=600).returncode == 0
 
@@ -247,8 +250,8 @@ def test_found_missed_and_false_faces_are_counted():
 def test_yunets_margins_fit_the_landmarks(real, yunet):
     detector, shares = YuNet(yunet), []
     for path in sorted((real[0] / 'AFLW2000').glob('*.mat'))[:12]:
-        _, pt2d = datasets.read_mat(path)
-        box = datasets.face_box(pt2d)
+        _, pt2d = mat.read_mat(path)
+        box = mat.face_box(pt2d)
         boxes, _ = detector(cv2.imread(str(path.with_suffix('.jpg'))))
         shares.append(max(overlap(box, boxes), default=0))
     assert np.median(shares) > 0.6

@@ -11,17 +11,17 @@ import pandas as pd
 import pytest
 import torch
 
-import checkpoint
 import datasets
-import engine
-import loaders
 import test_shufflenet
 import train_attnet
 import train_shufflenet
-import transforms
-import utils
-from pose import AXES, MIRROR
-from run import Schedule, weight_average
+from headpose import files
+from headpose.errors import RunError
+from headpose.geometry.crop import Augmentation
+from headpose.geometry.pose import AXES, MIRROR
+from headpose.readers.lists import read_annotations
+from headpose.training import checkpoint, engine
+from headpose.training.run import Schedule, weight_average
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, TEST_LINE
 from tests.helpers import evaluation_options
@@ -59,7 +59,7 @@ def test_training_leaves_best_last_log_and_curves(trained):
 def test_a_checkpoint_gives_the_error_that_the_log_says(trained, sample):
     model, content = checkpoint.load_network(trained / 'shufflenet.pkl',
                                              ShuffleNet)
-    _, validation = loaders.training_loaders(
+    _, validation = datasets.training_loaders(
         sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt',
         image_size=SIZE)
     result = engine.evaluate(model, validation)
@@ -95,11 +95,11 @@ def pairs_to_overfit(request, sample):
 
 def test_eight_images_are_learnt_by_heart(request, sample):
     folder, filename_list = pairs_to_overfit(request, sample)
-    annotations = datasets.read_annotations(folder, filename_list)
+    annotations = read_annotations(folder, filename_list)
     chosen = np.linspace(0, len(annotations.names) - 1, 8).astype(int)
-    loader = loaders.make_loader(
-        loaders.PoseDataset(folder, annotations, SIZE),
-        loaders.Batches(chosen, 8))
+    loader = datasets.make_loader(
+        datasets.PoseDataset(folder, annotations, SIZE),
+        datasets.Batches(chosen, 8))
     torch.manual_seed(0)
     model = ShuffleNet()
     optimizer = torch.optim.Adam(model.parameter_groups(1e-3))
@@ -115,11 +115,11 @@ def test_eight_images_are_learnt_by_heart(request, sample):
 
 def test_batch_norms_are_live_again_after_validation(sample):
     model = ShuffleNet(0.5)
-    annotations = datasets.read_annotations(
+    annotations = read_annotations(
         sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt')
-    loader = loaders.make_loader(
-        loaders.PoseDataset(sample / '300W_LP', annotations, 32),
-        loaders.Batches(range(24), 24))
+    loader = datasets.make_loader(
+        datasets.PoseDataset(sample / '300W_LP', annotations, 32),
+        datasets.Batches(range(24), 24))
     optimizer = torch.optim.SGD(model.parameter_groups(0.0))
     for epoch in (1, 2):
         before = model.conv5[1].running_mean.clone()
@@ -132,7 +132,7 @@ def test_batch_norms_are_live_again_after_validation(sample):
 def test_a_run_needs_no_command_line(sample, tmp_path, in_a_thread):
     """As in a notebook, or in a server's thread: values, no parser."""
     def train():
-        pair = loaders.training_loaders(
+        pair = datasets.training_loaders(
             sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 8,
             SIZE)
         model = ShuffleNet(0.5)
@@ -206,7 +206,7 @@ def test_rates_change_within_an_epoch(sample):
     """The first epoch's rate is not one twenty-fifth to its end."""
     model = torch.nn.Module()
     rates = []
-    pair = loaders.training_loaders(
+    pair = datasets.training_loaders(
         sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 4, SIZE)
     model = ShuffleNet(0.5)
     optimizer = torch.optim.SGD(model.parameter_groups(1e-3))
@@ -240,7 +240,7 @@ def test_the_average_follows_weights_and_statistics():
 
 
 def test_what_is_averaged_is_validated_and_kept(sample, tmp_path):
-    pair = loaders.training_loaders(
+    pair = datasets.training_loaders(
         sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 8, SIZE)
     model = ShuffleNet(0.5)
     optimizer = torch.optim.AdamW(model.parameter_groups(1e-3))
@@ -257,10 +257,10 @@ def test_what_is_averaged_is_validated_and_kept(sample, tmp_path):
 
 
 def test_crops_grow_over_the_run(sample):
-    pair = loaders.training_loaders(
+    pair = datasets.training_loaders(
         sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 8, 96,
         num_epochs=5, image_sizes=[64, 80, 96], weak_end=0.2,
-        more=transforms.Augmentation(rotate=40))
+        more=Augmentation(rotate=40))
     training, validation = (loader.dataset for loader in pair)
     sides = [training[epoch, 0][0].shape[0] for epoch in range(1, 6)]
     assert sides == [64, 64, 80, 80, 96]
@@ -435,8 +435,8 @@ def test_an_error_in_a_worker_is_one_line_too(trained, sample, run, tmp_path):
 def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / 'x.csv'
     path.write_text('old')
-    with pytest.raises(utils.RunError, match='x.csv: cannot be written'):
-        with utils.atomic(str(path)) as temporary:
+    with pytest.raises(RunError, match='x.csv: cannot be written'):
+        with files.atomic(str(path)) as temporary:
             with open(temporary, 'w') as file:
                 file.write('half')
             raise OSError('no space left')

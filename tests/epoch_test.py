@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import engine
-import options
+from headpose.errors import Interrupted, RunError
+from headpose.geometry.pose import MIRROR
+from headpose.training import engine, options
 from hopenet import PoseNetwork, decode, pose_loss, spread
-from pose import MIRROR
 from tests.helpers import OneBatch
-from utils import Interrupted, RunError
 
 
 class Tiny(PoseNetwork):

@@ -9,14 +9,13 @@ import pytest
 import torch
 
 import demo
-import detect
-import estimator
 import export
-import torch_network
-from checkpoint import load_network, trained_size
+from headpose import errors
+from headpose.geometry.pose import AXES
+from headpose.inference import estimator
+from headpose.training.checkpoint import load_network, trained_size
+from headpose.training.options import SHIPPED
 from hopenet import PIXEL_MEAN, PIXEL_STD, AttNet, spread
-from options import SHIPPED
-from pose import AXES
 from shufflenet import ShuffleNet
 from tests.conftest import ROOT, SIZE, rows
 
@@ -59,7 +58,7 @@ def test_the_shipped_network_is_found_from_any_folder(run, pictures, tmp_path,
     status, _, err = run(pictures / '2.png', '--whole')
     assert status == 0, err
     assert rows(tmp_path / 'output' / 'demo')[0]['yaw']
-    monkeypatch.setattr(torch_network, 'HERE', str(tmp_path))
+    monkeypatch.setattr(demo, 'HERE', str(tmp_path))
     status, _, err = run(pictures, '--whole', '--overwrite')
     assert status == 1 and err.count('\n') == 1
     assert f'{SHIPPED}: is not there; --snapshot FILE' in err
@@ -78,15 +77,15 @@ def test_a_size_that_nobody_says_is_said(run, snapshot, pictures, tmp_path):
                                '--overwrite', *more)
         assert status == 0, err
         assert ('224' in out and '--image_size' in out) == said
-        network = estimator.load(str(path), -1, more[1] if more else None)
+        network = estimator.load(str(path), demo.torch_network, -1,
+                                 more[1] if more else None)
         assert network.size == size
 
 
 def without_pytorch(*options):
     """Runs demo.py in a process that has no PyTorch."""
-    code = ('import sys; sys.modules["torch"] = None; import demo, ending; '
-            'sys.exit(ending.run_main(lambda: demo.main(sys.argv[1:]), '
-            'demo.InputError))')
+    code = ('import sys; sys.modules["torch"] = None; import demo; '
+            'sys.exit(demo.run_main(lambda: demo.main(sys.argv[1:])))')
     return subprocess.run([sys.executable, '-c', code, *map(str, options)],
                           cwd=ROOT, capture_output=True, text=True,
                           timeout=600)
@@ -151,20 +150,21 @@ def test_what_onnx_files_say_of_themselves(tmp_path, monkeypatch):
     path, outputs = str(tmp_path / 'x.onnx'), ('logits', 'angles')
     Path(path).write_bytes(b'any')
     said = {'image_size': '96', 'angles': 'yaw, pitch, roll'}
-    assert estimator.load(path).size == 96
-    assert estimator.load(path, image_size=64).size == 64
+    assert estimator.load(path, demo.torch_network).size == 96
+    assert estimator.load(path, demo.torch_network,
+                          image_size=64).size == 64
     for said, outputs, message in (
             ({}, outputs, '--image_size'),
             ({'image_size': 'x'}, outputs, '--image_size'),
             ({'image_size': '96', 'angles': 'pitch, yaw, roll'}, outputs,
              'pitch, yaw, roll'),
             ({'image_size': '96'}, ('angles',), 'logits')):
-        with pytest.raises(detect.InputError, match=message) as error:
-            estimator.load(path)
+        with pytest.raises(errors.InputError, match=message) as error:
+            estimator.load(path, demo.torch_network)
         assert path in str(error.value)
     monkeypatch.setattr(estimator, 'onnxruntime', None)
-    with pytest.raises(detect.InputError, match='pip install onnxruntime'):
-        estimator.load(path)
+    with pytest.raises(errors.InputError, match='pip install onnxruntime'):
+        estimator.load(path, demo.torch_network)
 
 
 def test_the_two_halves_agree():

@@ -15,13 +15,13 @@ from PIL import Image
 
 import demo
 import export
-from checkpoint import load_network
-from datasets import read_annotations
+from datasets import PoseDataset
+from headpose.geometry.crop import PROTOCOL_K, PROTOCOL_SIDE, expand_box
+from headpose.readers.lists import read_annotations
+from headpose.training.checkpoint import load_network
 from hopenet import BIN_WIDTH, MIN_ANGLE, NUM_BINS, AttNet, decode, normalize
-from loaders import PoseDataset
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, run_script
-from transforms import PROTOCOL_K, PROTOCOL_SIDE, expand_box
 
 try:
     import openvino

@@ -20,8 +20,9 @@ from PIL import Image
 
 import datasets
 import filename_generator
-import loaders
-from datasets import DataError
+from headpose.errors import DataError
+from headpose.readers import lists, mat
+from headpose.readers.images import check_image, read_image
 
 # A longer profile by hand: see tests/README.md.
 EXAMPLES = os.environ.get('HEADPOSE_FUZZ')
@@ -111,7 +112,7 @@ def test_damaged_mats(tmp_path, which, damage):
     packed, data = mats()[which]
     path = tmp_path / 'x.mat'
     path.write_bytes(damaged(data, damage))
-    read = outcome(datasets.read_mat, path)
+    read = outcome(mat.read_mat, path)
     event(f'packed: {packed}, read: {read is not None}')
     if read is None:
         return
@@ -128,11 +129,11 @@ def test_damaged_images(tmp_path, which, damage):
     kind, data = images()[which]
     path = tmp_path / 'x.jpg'
     path.write_bytes(data)
-    good = datasets.read_image(path)
+    good = read_image(path)
     path.write_bytes(damaged(data, damage))
-    size = outcome(datasets.check_image, path)
-    slow = outcome(datasets.read_image, path)
-    fast = outcome(datasets.read_image, path, fast=True)
+    size = outcome(check_image, path)
+    slow = outcome(read_image, path)
+    fast = outcome(read_image, path, fast=True)
     event(f'{kind}, read: {size is not None}')
     assert (size is None) == (slow is None) == (fast is None)
     if size is not None:
@@ -156,7 +157,7 @@ def test_hostile_lists(tmp_path, lines, end, mark):
     path = tmp_path / 'list.txt'
     data = end.join(lines).encode('utf-8', 'surrogateescape')
     path.write_bytes(b'\xef\xbb\xbf' * mark + data)
-    names = outcome(datasets.read_list, path)
+    names = outcome(lists.read_list, path)
     event(f'read: {names is not None}')
     if names is None:
         return
@@ -165,12 +166,12 @@ def test_hostile_lists(tmp_path, lines, end, mark):
         assert not os.path.isabs(name) and '\0' not in name
         assert name == os.path.normpath(name)
         assert not name.startswith('../') and name != '..'
-    listable = [name for name in names if datasets.can_be_listed(name)]
+    listable = [name for name in names if lists.can_be_listed(name)]
     for name in set(names) - set(listable):  # as `a /` comes to be
         assert name != name.strip() or name.startswith('\ufeff')
     if listable:
         filename_generator.write_list(path, listable)
-        assert datasets.read_list(path) == listable
+        assert lists.read_list(path) == listable
 
 
 NAMES = st.lists(
@@ -212,7 +213,7 @@ def test_hostile_folders(tmp_path, capsys, run, names, data):
     assert status == 0, err  # one pair at least is good
     assert 'Traceback' not in err and 'died' not in err
     assert contents(folder) == before
-    listed = datasets.read_list(tmp_path / 'list.txt')
+    listed = lists.read_list(tmp_path / 'list.txt')
     dropped, bad = out.count('\ndropped ') + out.startswith('dropped '), len(
         err.splitlines())
     event(f'bad: {bad > 0}')
@@ -220,14 +221,14 @@ def test_hostile_folders(tmp_path, capsys, run, names, data):
              if not name.startswith('._')}
     assert len(listed) + dropped + bad >= len(found)
     # What is listed is read, by test and training; what is bad is not.
-    annotations = datasets.read_annotations(folder, tmp_path / 'list.txt')
+    annotations = lists.read_annotations(folder, tmp_path / 'list.txt')
     for augment in (False, True):
-        items = loaders.PoseDataset(folder, annotations, 64, augment)
+        items = datasets.PoseDataset(folder, annotations, 64, augment)
         for index in range(len(listed)):
             image, angles, _ = items[0, index]
             assert image.shape == (64, 64, 3) and np.isfinite(angles).all()
     for name in found - set(listed):
-        if datasets.can_be_listed(name) and os.path.normpath(name) == name:
+        if lists.can_be_listed(name) and os.path.normpath(name) == name:
             assert refused(folder, name, tmp_path / 'one.txt')
 
 
@@ -235,8 +236,8 @@ def refused(folder, name, path):
     """Says whether the readers refuse a pair that somebody lists by hand."""
     filename_generator.write_list(path, [name])
     try:
-        annotations = datasets.read_annotations(folder, path)
-        loaders.PoseDataset(folder, annotations, 64)[0, 0]
+        annotations = lists.read_annotations(folder, path)
+        datasets.PoseDataset(folder, annotations, 64)[0, 0]
     except DataError as error:
         return len(str(error).splitlines()) == 1
     return False
@@ -245,12 +246,12 @@ def refused(folder, name, path):
 def test_the_files_that_are_damaged_are_good(tmp_path):
     for packed, data in mats():
         (tmp_path / 'x.mat').write_bytes(data)
-        angles, pt2d = datasets.read_mat(tmp_path / 'x.mat')
+        angles, pt2d = mat.read_mat(tmp_path / 'x.mat')
         np.testing.assert_allclose(angles, ANGLES, rtol=1e-6)
         np.testing.assert_array_equal(pt2d, POINTS)
     for kind, data in images():
         (tmp_path / 'x').write_bytes(data)
-        assert datasets.check_image(tmp_path / 'x') == (80, 64)
-        assert datasets.read_image(tmp_path / 'x').shape == (64, 80, 3)
+        assert check_image(tmp_path / 'x') == (80, 64)
+        assert read_image(tmp_path / 'x').shape == (64, 80, 3)
     with pytest.raises(DataError):
-        datasets.read_image(tmp_path / 'none')
+        read_image(tmp_path / 'none')

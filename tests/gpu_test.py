@@ -1,4 +1,4 @@
-"""tests.gpu on the CPU, and the precision that --amp auto chooses."""
+"""tools.gpu on the CPU, and the precision that --amp auto chooses."""
 import json
 
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from hopenet import AttNet
 from shufflenet import ShuffleNet
-from tests import gpu
+from tools import gpu
 from utils import choose_precision
 
 

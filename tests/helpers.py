@@ -13,13 +13,11 @@ import sys
 
 import torch
 
-import engine
-import run
 import train_shufflenet
-from datasets import DataError
+from datasets import training_loaders
+from headpose.training import engine, run
+from headpose.training.options import arguments, parse_training
 from hopenet import HEADS
-from loaders import training_loaders
-from options import arguments, parse_training
 from shufflenet import MARKS, MobileNetwork, ShuffleNet
 from tests.conftest import SIZE
 from utils import init_process, run_script
@@ -123,7 +121,7 @@ def main():
     # each computes the loss once.  This is the second step of epoch 2.
     step = 3 + 1 + 2
     if fault == 'gradients':
-        return run_script(lambda: first_gradients(options), DataError)
+        return run_script(lambda: first_gradients(options))
     if fault == 'step':
         on_call('pose_loss', step, die)
     elif fault == 'validation':
@@ -138,7 +136,7 @@ def main():
                 lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     elif fault == 'lose_rank_1' and rank == 1:
         on_call('pose_loss', step, die)
-    return run_script(lambda: train_shufflenet.main(options), DataError)
+    return run_script(lambda: train_shufflenet.main(options))
 
 
 if __name__ == '__main__':

@@ -14,13 +14,12 @@ import pytest
 import datasets
 import export
 import filename_generator
-import labels
-import loaders
-import options
-import report
 import test_shufflenet
 import train_shufflenet
-from datasets import DataError
+from headpose.errors import DataError
+from headpose.evaluation import compare
+from headpose.readers import lists, mat, table as labels
+from headpose.training import options
 from tests.conftest import ROOT, TEST_LINE
 from tests.helpers import last, run_options
 
@@ -39,9 +38,9 @@ def table_text(rows, header=HEADER, separator=','):
 
 def rows_of(folder):
     """Returns what a folder's .mat files say, as rows of a table."""
-    found = datasets.read_annotations(folder, folder / 'filename_list.txt')
+    found = lists.read_annotations(folder, folder / 'filename_list.txt')
     # Not read_annotations' float32: what a table says in full.
-    angles = [datasets.read_mat(folder / f'{name}.mat')[0]
+    angles = [mat.read_mat(folder / f'{name}.mat')[0]
               for name in found.names]
     return [[image, *map(repr, box.tolist()), *map(repr, each.tolist())]
             for image, box, each in zip(found.images, found.boxes, angles)]
@@ -100,8 +99,8 @@ def test_a_table_says_what_the_mat_files_do(flat, sample, rows, table):
     source = sample / 'AFLW2000'
     path = table(table_text(rows))
     found = labels.read_annotations(flat, path)
-    same(found, datasets.read_annotations(source,
-                                          source / 'filename_list.txt'))
+    same(found, lists.read_annotations(source,
+                                       source / 'filename_list.txt'))
     assert found.groups is None and found.frames is None
     assert found.table == hashlib.sha256(
         path.read_bytes()).hexdigest()[:16]
@@ -355,7 +354,7 @@ def test_the_test_reads_a_table(flat, sample, rows, table, run, snapshot,
     assert TEST_LINE.search(out).groups() == TEST_LINE.search(
         expected).groups()
     assert len(list((tmp_path / 'output' / 'images').glob('*.jpg'))) == 9
-    protocol = report.load_report(tmp_path / 'report')['protocol']
+    protocol = compare.load_report(tmp_path / 'report')['protocol']
     assert protocol['labels'] == protocol['filename_list'] == str(path)
     assert protocol['labels_sha256'] == hashlib.sha256(
         path.read_bytes()).hexdigest()[:16]
@@ -388,7 +387,7 @@ def test_a_split_keeps_groups_whole(sample, table, capsys):
     # Not by the names' photographs, which are three in a row.
     folder, path = grouped(sample, table, lambda number: f'p{number % 12}')
     for seed in range(5):
-        loaders_found = loaders.training_loaders(
+        loaders_found = datasets.training_loaders(
             folder, None, labels=path, split_seed=seed)
         sides = [{loader.dataset.annotations.groups[index] for index
                   in loader.batch_sampler.indices} for loader in
@@ -396,7 +395,7 @@ def test_a_split_keeps_groups_whole(sample, table, capsys):
         assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 12
         assert '20 images of 10 groups to train on, 4 images of 2 groups to '\
             'validate on' in capsys.readouterr().out
-    loaders.training_loaders(folder, None, labels=path, split='image')
+    datasets.training_loaders(folder, None, labels=path, split='image')
     assert '21 images to train on' in capsys.readouterr().out
 
 
@@ -404,21 +403,21 @@ def test_groups_that_cannot_be_split_are_named(sample, table):
     folder, path = grouped(sample, table, lambda _: 'anna')
     with pytest.raises(DataError, match='at least 2 groups, and all images '
                        'are of anna'):
-        loaders.training_loaders(folder, None, labels=path)
+        datasets.training_loaders(folder, None, labels=path)
     folder, path = grouped(sample, table, lambda number: f'g{number % 2}')
     with pytest.raises(DataError, match='split by group is not 9:1: 12 .*'
                        'largest group is g[01], with 12; --split_seed'):
-        loaders.training_loaders(folder, None, labels=path)
+        datasets.training_loaders(folder, None, labels=path)
 
 
 def test_without_groups_names_decide(sample, table, capsys):
     folder = sample / '300W_LP'
     path = table(table_text(rows_of(folder)))
-    loaders.training_loaders(folder, None, labels=path)
+    datasets.training_loaders(folder, None, labels=path)
     assert '21 images of 7 photographs' in capsys.readouterr().out
     with pytest.raises(DataError, match='mine.csv: 21 training images are '
                        'too few for 30 processes'):
-        loaders.training_loaders(folder, None, labels=path, world=30)
+        datasets.training_loaders(folder, None, labels=path, world=30)
 
 
 def test_training_records_the_tables_hash(sample, table, tmp_path, run):
@@ -471,6 +470,6 @@ def test_what_a_command_line_needs(capsys):
 
 
 def test_tables_need_no_pytorch():
-    subprocess.run([sys.executable, '-c', 'import sys, biwi, labels, '
+    subprocess.run([sys.executable, '-c', 'import sys, '
                     'filename_generator; assert "torch" not in sys.modules'],
                    cwd=ROOT, check=True)

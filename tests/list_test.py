@@ -13,13 +13,13 @@ from PIL import Image
 
 import datasets
 import filename_generator
-import loaders
-import options
-import report
 import test_shufflenet
-from datasets import DataError
-from tests import sample_data
+from headpose.errors import DataError
+from headpose.evaluation import compare
+from headpose.readers import lists
+from headpose.training import options
 from tests.conftest import ROOT
+from tools import sample_data
 
 # The images of AFLW2000 with an angle beyond 99 degrees.
 BEYOND = {f'image{number}' for number in (
@@ -225,7 +225,7 @@ def write_list(folder, text):
 def test_names_that_are_none_are_refused_with_their_line(flat, text, message):
     path = write_list(flat, text.replace('{}', str(flat)))
     with pytest.raises(DataError, match=message) as caught:
-        datasets.read_annotations(flat, path)
+        lists.read_annotations(flat, path)
     assert '\n' not in str(caught.value)
 
 
@@ -233,7 +233,7 @@ def test_names_that_are_none_are_refused_with_their_line(flat, text, message):
     b'\xef\xbb\xbfimage00002\r\nimage00003\r\n', b'image00002\rimage00003',
     b'./image00002 \n\n a/../image00003\n'])
 def test_names_are_normalised(flat, text):
-    annotations = datasets.read_annotations(flat, write_list(flat, text))
+    annotations = lists.read_annotations(flat, write_list(flat, text))
     assert annotations.names == ['image00002', 'image00003']
     assert annotations.images == ['image00002.jpg', 'image00003.jpg']
 
@@ -278,7 +278,7 @@ def test_names_that_are_no_utf8_are_used(flat, generate, run, snapshot,
     assert not list(flat.glob('*.tmp'))
     (flat / 'filename_list.txt').write_bytes(
         b'\n'.join([*names[:3], b'image00003']))
-    _, loader = loaders.training_loaders(
+    _, loader = datasets.training_loaders(
         flat, flat / 'filename_list.txt', image_size=64, split='image')
     assert len(list(loader)) == 1
     status, out, err = run(
@@ -290,7 +290,7 @@ def test_names_that_are_no_utf8_are_used(flat, generate, run, snapshot,
     assert r'J\udcfcrgen' in (tmp_path / 'x.csv').read_text('utf-8')
     page = (tmp_path / 'report' / 'report.html').read_text('utf-8')
     assert r'J\udcfcrgen' in page
-    assert report.load_report(tmp_path / 'report')['rows'][0]['name'] == (
+    assert compare.load_report(tmp_path / 'report')['rows'][0]['name'] == (
         'J\udcfcrgen')
 
 
@@ -368,8 +368,8 @@ def loaded(folder, generate):
     assert status == 0, err
     path = folder / 'filename_list.txt'
     arrays = [listed(folder)]
-    for loader in (loaders.evaluation_loader(folder, path, image_size=64),
-                   *loaders.training_loaders(folder, path, image_size=64)):
+    for loader in (datasets.evaluation_loader(folder, path, image_size=64),
+                   *datasets.training_loaders(folder, path, image_size=64)):
         for batch in loader:
             arrays += [np.asarray(part, float) for part in batch]
     return arrays
@@ -384,7 +384,7 @@ def test_two_images_for_one_mat_are_refused_by_name(flat, generate, other):
     assert status == 1 and err.count('\n') == 2
     assert f'{names[0]}: there is {names[1]} too' in err
     with pytest.raises(DataError, match=f'{names[0]}: there is {names[1]}'):
-        datasets.read_annotations(flat, flat / 'filename_list.txt')
+        lists.read_annotations(flat, flat / 'filename_list.txt')
     assert generate('AFLW2000', flat, '--skip_bad')[0] == 0
     assert len(listed(flat)) == 8
 

@@ -15,15 +15,16 @@ from torchvision.models import ResNet50_Weights, get_model, resnet50
 from torchvision.transforms import functional
 
 import hopenet
-import pose
 import shufflenet
 from cbam import CBAM
+from headpose.errors import WeightsError
+from headpose.geometry import draw, pose
+from headpose.networks import fusion
+from headpose.training.options import BACKBONES
 from hopenet import AttNet
-from options import BACKBONES
 from shufflenet import ShuffleNet
-from tests import original
 from tests.helpers import MOBILE
-from weights import WeightsError
+from tools import original
 
 ANGLES = st.floats(-99, 99, width=32)
 
@@ -246,7 +247,7 @@ def test_rotation_is_3ddfas(yaw, pitch, roll):
 @pytest.mark.parametrize('cube', [False, True])
 def test_the_drawn_nose_points_where_the_angles_say(angles, where, cube):
     image = np.zeros((200, 200, 3), np.uint8)
-    pose.draw_pose(image, angles, (100, 100), 60, cube)
+    draw.draw_pose(image, angles, (100, 100), 60, cube)
     # The nose's axis is blue; of a cube, the face's side is green.
     face = np.argwhere(image[..., 1 if cube else 0] > 128).mean(0)[::-1] - 100
     assert face @ where > 10 and abs(face @ where[::-1]) < 5
@@ -328,8 +329,9 @@ def test_frozen_norms_in_the_convolutions_change_no_gradient(make,
     model.double()
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     results = []
-    for apply in (hopenet.conv_norm, lambda conv, norm, x: norm(conv(x))):
-        monkeypatch.setattr(hopenet, 'conv_norm', apply)
+    for apply in (fusion.conv_norm, lambda conv, norm, x: norm(conv(x))):
+        for place in (fusion, hopenet):
+            monkeypatch.setattr(place, 'conv_norm', apply)
         model.zero_grad()
         logits = model(images)
         logits.square().sum().backward()
@@ -362,7 +364,7 @@ def test_inference_is_the_plain_networks_within_a_thousandth_of_a_degree(
     model = make().train()
     for _ in range(2):  # statistics other than those of a fresh network
         model(torch.randn(4, 3, 64, 64))
-    fast = hopenet.for_inference(model)
+    fast = fusion.for_inference(model)
     for size in (96, 64):
         images = torch.randn(3, 3, size, size)
         with torch.inference_mode():

@@ -17,19 +17,15 @@ import pandas as pd
 import pytest
 import torch
 
-import ending
-import engine
-import history
-import options
-import report
-import run as room
 import train_shufflenet
-import utils
-from checkpoint import save_checkpoint
-from run import Schedule
-from tests import sample_data
+from headpose import errors, files
+from headpose.errors import Interrupted, RunError
+from headpose.evaluation import compare, report
+from headpose.training import engine, history, options, processes, run as room
+from headpose.training.checkpoint import save_checkpoint
+from headpose.training.run import Schedule
 from tests.helpers import EPOCHS, last, run_options
-from utils import Interrupted, RunError
+from tools import sample_data
 
 FILES = ['net.pkl', 'net_curves.png', 'net_last.pkl', 'net_log.csv']
 
@@ -121,7 +117,7 @@ def child_with_lock(path):
     if process:
         os.read(read, 1)
         return process
-    with utils.locked(path):
+    with processes.locked(path):
         if not os.fork():  # as a process that loads images
             time.sleep(20)
             os._exit(0)
@@ -219,8 +215,8 @@ def test_the_printed_command_runs_as_printed(go, sample, tmp_path, run,
     ('--res a.pkl', '--resume'), ('--rotate 4', '--rotate 4 --resume')])
 def test_the_command_that_goes_on(monkeypatch, before, after):
     monkeypatch.setattr(sys, 'argv', ['train.py', *before.split()])
-    assert utils.command_line() == f'python train.py {after}'
-    assert utils.command_line(resume=False) == f'python train.py {before}'
+    assert processes.command_line() == f'python train.py {after}'
+    assert processes.command_line(resume=False) == f'python train.py {before}'
 
 
 def test_a_lost_process_before_the_first_checkpoint(go, monkeypatch):
@@ -356,7 +352,7 @@ def test_a_full_disk_is_called_one(tmp_path):
         f'{path}: cannot be written (the disk is full)')
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['x.pkl']
     with pytest.raises(RunError, match='the disk is full'):
-        with utils.atomic(str(path)):
+        with files.atomic(str(path)):
             raise OSError(errno.ENOSPC, 'No space left on device')
 
 
@@ -364,7 +360,7 @@ def test_a_full_disk_is_called_one(tmp_path):
 def test_a_full_standard_output_is_a_line(monkeypatch, capsys, length):
     with open('/dev/full', 'w') as full:
         monkeypatch.setattr(sys, 'stdout', full)
-        status = ending.run_main(lambda: print('x' * length), RunError)
+        status = errors.run_main(lambda: print('x' * length))
         monkeypatch.undo()
     assert status == 1
     assert capsys.readouterr().err == (
@@ -373,7 +369,7 @@ def test_a_full_standard_output_is_a_line(monkeypatch, capsys, length):
 
 def test_an_error_of_a_file_is_not_taken_for_the_outputs():
     with pytest.raises(FileNotFoundError):
-        ending.run_main(lambda: open('/no/such/file'), RunError)
+        errors.run_main(lambda: open('/no/such/file'))
 
 
 def test_a_sample_that_cannot_be_written_is_a_line(capsys):
@@ -398,7 +394,7 @@ def test_a_hostile_report_is_a_line(tmp_path, run, text):
     path = tmp_path / 'report.json'
     path.write_text(text)
     for command in (('compare', path, path), ('tables', path)):
-        status, _, err = run(report, *command)
+        status, _, err = run(compare, *command)
         assert status == 1 and err.count('\n') == 1
         assert err.startswith(f'{path}: is no report.json')
 
@@ -408,7 +404,7 @@ def test_a_hostile_report_is_a_line(tmp_path, run, text):
     (16, 16, 4.2, 'OMP_NUM_THREADS=11 '), (2, 64, 20.0, None),
     (4, 4, 7.5, 'OMP_NUM_THREADS=1 ')])
 def test_a_busy_machine_gets_a_hint(threads, cores, load, told):
-    hint = utils.busy_hint(threads, cores, load)
+    hint = processes.busy_hint(threads, cores, load)
     assert told in hint if told else hint is None
 
 
@@ -416,7 +412,7 @@ def test_the_hint_comes_at_the_start_unless_the_user_has_decided(
         go, tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'getloadavg', lambda: (99.0, 0, 0))
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
-    for name in utils.THREAD_SETTINGS:
+    for name in processes.THREAD_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     _, out, _ = go('--num_epochs', 1)
     assert 'OMP_NUM_THREADS=1' in out.split('epoch ')[0]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pictures
-from detect import InputError
-from pictures import (is_animation, open_picture, read_pixels, whole_file,
-                      write_jpeg)
+from headpose.errors import InputError
+from headpose.inference import pictures
+from headpose.inference.pictures import (is_animation, open_picture,
+                                         read_pixels, whole_file, write_jpeg)
 
 
 def read(path):

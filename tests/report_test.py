@@ -1,4 +1,4 @@
-"""--report and report.py, by what a user sees."""
+"""--report and compare.py, by what a user sees."""
 import base64
 import io
 import json
@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-import pose
-import report
 import test_shufflenet
-from engine import Evaluation
+from headpose.evaluation import compare, report
+from headpose.geometry import pose
+from headpose.training.engine import Evaluation
 from shufflenet import ShuffleNet
 from tests.conftest import CHROMIUM, CHROMIUM_OPTIONS, SIZE, TEST_LINE
 
@@ -302,7 +302,7 @@ def test_the_interval_holds_the_mean_and_shrinks_like_one_over_root_n():
 def test_a_report_does_not_differ_from_itself(run, tmp_path):
     names, true = synthetic(20)
     path = written(tmp_path / 'report.json', names, true + 3, true)
-    status, out, err = run(report, 'compare', path, tmp_path)
+    status, out, err = run(compare, 'compare', path, tmp_path)
     assert status == 0, err
     assert '20 common images\n' in out
     assert 'the difference is within the error bars' in out
@@ -318,10 +318,10 @@ def test_the_clearly_better_report_is_called_so(run, tmp_path):
                    true[5:])
     bad = written(tmp_path / 'bad.json', names[:-2], (true + 2 * noise)[:-2],
                   true[:-2])
-    _, out, _ = run(report, 'compare', good, bad)
+    _, out, _ = run(compare, 'compare', good, bad)
     assert 'A is better' in out and 'B is better' not in out
     assert '193 common images (left out: 2 of A, 5 of B)' in out
-    _, out, _ = run(report, 'compare', bad, good)
+    _, out, _ = run(compare, 'compare', bad, good)
     assert 'B is better' in out and 'A is better' not in out
 
 
@@ -330,9 +330,9 @@ def test_other_crops_are_not_compared_in_silence(run, tmp_path):
     a, same, b = (written(tmp_path / f'{number}.json', names, true, true,
                           landmarks) for number, landmarks in
                   enumerate(('visible', 'visible', 'raw')))
-    _, out, _ = run(report, 'compare', a, same)
+    _, out, _ = run(compare, 'compare', a, same)
     assert 'landmarks' not in out and 'image_size' not in out
-    _, out, _ = run(report, 'compare', a, b)
+    _, out, _ = run(compare, 'compare', a, b)
     assert '\nlandmarks: A visible, B raw\n' in out
     assert 'image_size' not in out
 
@@ -344,7 +344,7 @@ def test_noise_and_a_single_image_decide_nothing(run, tmp_path):
             tmp_path / f'{seed}.json', names[:count],
             true + np.random.default_rng(seed).normal(0, 3, true.shape), true)
             for seed in (5, 6)]
-        _, out, _ = run(report, 'compare', *paths)
+        _, out, _ = run(compare, 'compare', *paths)
         assert 'the difference is within the error bars' in out
 
 
@@ -365,7 +365,7 @@ def test_reports_that_cannot_be_compared_are_one_line(run, tmp_path):
             'missing': 'no report', 'others': 'no image in common',
             'labels': 'true angles of image'}.items():
         path = tmp_path / f'{name}.json'
-        status, out, err = run(report, 'compare', good, path)
+        status, out, err = run(compare, 'compare', good, path)
         assert status == 1 and err.count('\n') == 1 and not out, name
         assert err.startswith(f'{path}: ') and message in err
 
@@ -376,12 +376,12 @@ def test_the_documents_tables_are_filled_in(sample, run, tmp_path):
         sample / 'AFLW2000', tmp_path / 'r', '--snapshot', path))
     assert status == 0, err
     mae = TEST_LINE.search(out).groups()[-1]
-    status, out, err = run(report, 'tables', tmp_path / 'r/report.json')
+    status, out, err = run(compare, 'tables', tmp_path / 'r/report.json')
     assert status == 0, err
     count = sum(p.numel() for p in ShuffleNet(0.5).parameters())
     for figure in ('5.422', '7.833', '95.9 MB', '26.5M', f'{count:,}',
                    f'{float(mae):.3f}', 'x.pkl'):
         assert figure in out
     (tmp_path / 'bad.json').write_text('[]')
-    status, _, err = run(report, 'tables', tmp_path / 'bad.json')
+    status, _, err = run(compare, 'tables', tmp_path / 'bad.json')
     assert status == 1 and 'bad.json: is no report.json' in err

@@ -15,13 +15,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import datasets
-import engine
-import loaders
 import test_shufflenet
 import train_attnet
 import train_shufflenet
+from headpose.readers import lists
+from headpose.training import engine
+from headpose.training.options import BACKBONES
 from hopenet import AttNet, pose_loss
-from options import BACKBONES
 from shufflenet import MobileNetwork, ShuffleNet, make_network
 from tests.conftest import ROOT, SIZE
 from tests.helpers import (EPOCHS, MOBILE, OneBatch, headless, last,
@@ -167,7 +167,7 @@ def test_changed_options_are_refused_by_name(sample, whole, tmp_path, error,
 def test_other_data_are_refused_and_override_accepts(sample, whole, tmp_path,
                                                      error):
     shutil.copytree(whole, tmp_path / 'run')
-    names = datasets.read_list(sample / '300W_LP' / 'filename_list.txt')
+    names = lists.read_list(sample / '300W_LP' / 'filename_list.txt')
     (tmp_path / 'list.txt').write_text('\n'.join(names[:-3]))
     options = run_options(sample, tmp_path / 'run', '--resume',
                           '--filename_list', tmp_path / 'list.txt',
@@ -353,12 +353,12 @@ def test_the_test_is_the_same_on_two_processes(sample, whole, tmp_path):
 def test_batches_are_shared_exactly():
     for world in (1, 2, 3):
         for shuffle in (False, True):
-            shares = [list(loaders.Batches(range(23), 7, shuffle, 0, rank,
-                                           world)) for rank in range(world)]
+            shares = [list(datasets.Batches(range(23), 7, shuffle, 0, rank,
+                                            world)) for rank in range(world)]
             keys = [key for share in shares for batch in share
                     for key in batch]
             assert len(keys) == len(set(keys)) == 23
-    assert [len(list(loaders.Batches([5], 4, False, 0, rank, 3)))
+    assert [len(list(datasets.Batches([5], 4, False, 0, rank, 3)))
             for rank in range(3)] == [1, 0, 0]
 
 
@@ -612,7 +612,7 @@ def test_the_snapshot_of_a_run_is_tested_at_its_size(sample, whole, capsys):
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_images(sample):
-    loader, _ = loaders.training_loaders(
+    loader, _ = datasets.training_loaders(
         sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 8, SIZE,
         augment=False)
     model = ShuffleNet(0.5)

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 import scipy.io
 
-import datasets
-import transforms
-from pose import rotation_matrix
-from tests import sample_data
+from headpose.geometry import crop
+from headpose.geometry.pose import rotation_matrix
+from headpose.readers import lists, mat
+from tools import sample_data
 
 
 @pytest.fixture(scope='module')
@@ -27,14 +27,14 @@ def seen(folder):
     """
     rows = []
     for path in sorted(folder.rglob('*.mat')):
-        angles, pt2d = datasets.read_mat(path)
+        angles, pt2d = mat.read_mat(path)
         x, y, _, scale = scipy.io.loadmat(path)['Pose_Para'][0, 3:7]
         origin = np.array([x, sample_data.SIDE - y])
         nose = origin + scale * 1000 * (
             rotation_matrix(angles)[:2] @ sample_data.LANDMARKS[30])
-        box = np.reshape(transforms.expand_box(
-            datasets.face_box(pt2d), transforms.PROTOCOL_K,
-            transforms.PROTOCOL_SIDE), (2, 2))
+        box = np.reshape(crop.expand_box(
+            mat.face_box(pt2d), crop.PROTOCOL_K,
+            crop.PROTOCOL_SIDE), (2, 2))
         side = np.ptp(box, axis=0).min()
         rows.append((angles, (nose - box.mean(0)) / side,
                      scale * 1e6 / side))
@@ -59,7 +59,7 @@ def test_renderings_keep_the_face_in_place(larger):
     for first in (larger / '300W_LP').rglob('*_0.mat'):
         places = []
         for path in first.parent.glob(first.stem[:-1] + '?.mat'):
-            angles, _ = datasets.read_mat(path)
+            angles, _ = mat.read_mat(path)
             x, y, _, scale = scipy.io.loadmat(path)['Pose_Para'][0, 3:7]
             places.append([x, -y] + scale * 1000 * (
                 rotation_matrix(angles)[:2] @ sample_data.PIVOT))
@@ -86,5 +86,5 @@ def test_the_sample_claims_to_be_no_release(tmp_path, monkeypatch, capsys):
     assert 'No data set in data/' in said and str(folder) in said
     assert 'whole release' not in said and '.partial' not in said
     for dataset, count in (('300W_LP', 4), ('AFLW2000', 3)):
-        names = datasets.read_list(folder / dataset / 'filename_list.txt')
+        names = lists.read_list(folder / dataset / 'filename_list.txt')
         assert len(names) == count

@@ -11,9 +11,9 @@ import textwrap
 import pytest
 
 import hopenet
-import options
-import pose
 import shufflenet
+from headpose.geometry import pose
+from headpose.training import options
 from tests.conftest import ROOT, SIZE, run_script
 
 EXPORT = (ROOT / 'export.py').read_text()
@@ -26,7 +26,8 @@ def clone(sample, tmp_path_factory):
     folder = tmp_path_factory.mktemp('clone')
     for path in (*ROOT.glob('*.py'), *ROOT.glob('*.sh')):
         shutil.copy(path, folder)
-    shutil.copytree(ROOT / 'tests', folder / 'tests')
+    for name in ('headpose', 'tools', 'tests'):
+        shutil.copytree(ROOT / name, folder / name)
     shutil.copytree(sample, folder / 'data' / 'sample')
     (folder / 'checkpoints').mkdir()
     shutil.copy(ROOT / 'checkpoints' / 'shufflenet_faces.pkl',
@@ -81,8 +82,8 @@ def no_torch(tmp_path):
 
 @pytest.mark.parametrize('script', [
     'train_attnet.py', 'train_shufflenet.py', 'test_attnet.py',
-    'test_shufflenet.py', 'filename_generator.py', 'report.py', 'export.py',
-    'demo.py'])
+    'test_shufflenet.py', 'filename_generator.py', 'export.py', 'demo.py',
+    'headpose.evaluation.compare'])
 def test_help_and_mistakes_do_not_wait_for_pytorch(no_torch, script):
     done = run_script(script, '--help', **no_torch)
     assert done.returncode == 0 and 'usage: ' in done.stdout
@@ -179,10 +180,10 @@ def test_a_pipe_that_is_closed_early_is_no_traceback(clone, script):
 
 
 def test_the_benchmark_runs(clone):
-    done = shell(clone, 'python -m tests.benchmark --only e --rounds 1')
+    done = shell(clone, 'python -m tools.benchmark --only e --rounds 1')
     assert done.returncode == 0, done.stderr
     assert '(e) .mat files' in done.stdout
-    done = shell(clone, 'python -m tests.benchmark --quick')
+    done = shell(clone, 'python -m tools.benchmark --quick')
     assert done.returncode == 0, done.stderr
     assert (clone / 'output' / 'benchmark.json').is_file()
     for part in 'abcde':

@@ -3,9 +3,10 @@ import cv2
 import numpy as np
 import pytest
 
-import loaders
-from datasets import read_annotations, read_image
-from transforms import BLURRED, shrinkage, training_crop
+import datasets
+from headpose.geometry.crop import BLURRED, shrinkage, training_crop
+from headpose.readers.images import read_image
+from headpose.readers.lists import read_annotations
 
 # Neither flipped nor blurred; with a jitter, a smaller box in its place.
 DRAWS = np.array([0.0, 0.3, 0.6, 0.9, 0.9, 0.5, 0.5, 0.0])
@@ -55,14 +56,14 @@ def test_the_crop_of_a_smaller_image_lies_where_the_whole_ones_does(
 
 def test_a_data_sets_small_crops_are_within_a_grey_level(sample, monkeypatch):
     folder = sample / '300W_LP'
-    items = loaders.PoseDataset(folder, read_annotations(
+    items = datasets.PoseDataset(folder, read_annotations(
         folder, folder / 'filename_list.txt'), 48, augment=True)
     read = []
-    monkeypatch.setattr(loaders, 'read_image', lambda path, fast, shrink: (
+    monkeypatch.setattr(datasets, 'read_image', lambda path, fast, shrink: (
         read.append(shrink), read_image(path, fast, shrink))[1])
     small = [items[0, index][0].astype(int) for index in range(len(items))]
     assert sum(times > 1 for times in read) > len(items) / 2
-    monkeypatch.setattr(loaders, 'shrinkage', lambda *_: 1)
+    monkeypatch.setattr(datasets, 'shrinkage', lambda *_: 1)
     apart = [np.abs(items[0, index][0] - crop).mean()
              for index, crop in enumerate(small)]
     assert np.mean(apart) < 1

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import transforms
+from headpose.geometry import crop as transforms
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
 CENTRED = np.full(transforms.DRAWS, 0.5, np.float32)  # draws that do nothing

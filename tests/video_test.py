@@ -14,12 +14,11 @@ import pytest
 from PIL import Image
 
 import demo
-import detect
-import video
-from pose import rotation_matrix
-from results import FIELDS
+from headpose.geometry.pose import rotation_matrix
+from headpose.inference import detector as detect, video
+from headpose.inference.output import FIELDS
+from headpose.inference.video import Film, Recorder
 from tests.conftest import YUNET, rows
-from video import Film, Recorder
 
 SIZE = (96, 128)  # pixels: height and width of the tests' clips
 # Plays a video, and tells the fixture `browser` how it went.

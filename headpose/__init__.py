@@ -1,0 +1,1 @@
+"""What the scripts of head pose estimation stand on."""

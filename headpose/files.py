@@ -1,0 +1,90 @@
+"""Files: names printed safely, bytes read, a file written whole or not at all.
+"""
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+
+from headpose.errors import RunError, fault
+
+
+def printable(path):
+    """Returns a path as one line that can be printed, escaped if need be.
+
+    Names on a disk are bytes: line ends, control characters and what is no
+    UTF-8 (a lone 0xFC of an old zip file) are among them.
+    """
+    path = os.fspath(path)
+    return path if path.isprintable() else repr(path)[1:-1]
+
+
+def read_bytes(path, limit):
+    """Returns a file's bytes.
+
+    Raises:
+        DataError: there is no such file, it cannot be read, is none (a pipe
+            would be waited for), or has more than `limit` bytes.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise fault(path, 'is not a file')
+        if status.st_size > limit:
+            raise fault(path, f'has {status.st_size:,} bytes, more than '
+                        f'{limit:,}')
+        with open(path, 'rb') as file:
+            return file.read()
+    except FileNotFoundError:
+        raise fault(path, 'no such file') from None
+    except OSError as error:
+        raise fault(path, error.strerror) from None
+
+
+def digest(path):
+    """Returns the start of a file's SHA-256, as hexadecimal digits."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """Yields a temporary path that becomes `path` if all goes well.
+
+    The bytes are on the disk before the name is: a crash, or a full disk,
+    leaves the old file or the new one, whole.
+
+    Raises:
+        RunError: the file cannot be written; an old one stays as it was.
+    """
+    root, extension = os.path.splitext(path)
+    temporary = f'{root}.tmp{extension}'  # one name: no litter after a kill
+    folder = os.path.dirname(path) or '.'
+    try:
+        os.makedirs(folder, exist_ok=True)
+        yield temporary
+        flush_to_disk(temporary)
+        os.replace(temporary, path)
+        flush_to_disk(folder)
+    except OSError as error:
+        raise RunError(f'{path}: cannot be written '
+                       f'({os_reason(error)})') from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+
+
+def os_reason(error):
+    """Returns what an OSError says, a full disk in plain words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 'the disk is full'
+    return str(error)
+
+
+def flush_to_disk(path):
+    """Returns when a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

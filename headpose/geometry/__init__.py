@@ -1,0 +1,1 @@
+"""Angles, boxes and pixels, without PyTorch and without files."""

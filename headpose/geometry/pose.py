@@ -1,0 +1,217 @@
+"""The convention: yaw, pitch and roll, and what they mean.
+
+Angles are in degrees, in the order yaw, pitch, roll, with the signs of
+300W-LP: positive yaw turns the face towards the left of the image, positive
+pitch lifts the chin, positive roll tilts the head clockwise as we see it.
+
+They are the Euler angles of 3DDFA's R = Rx(pitch) Ry(yaw) Rz(roll), written
+here, by `rotation_matrix`, in image axes: x to the right, y down, z to us.
+SciPy makes the same matrix by
+
+    Rotation.from_euler('XYZ', [pitch, -yaw, roll], degrees=True).as_matrix()
+
+OpenCV (cv2.RQDecomp3x3, and what is written after cv2.solvePnP) takes a
+rotation apart in the other order, Rz Ry Rx.  Its numbers are close to these
+for frontal heads and far from them in profile: yaw 20, pitch 10, roll 5 is
+x 8.8, y -20.5, z 1.6 there; yaw 68, pitch 26.9, roll 30 is x -3.7, y -70.4,
+z 14.3.  Compare matrices, not angles.
+
+Near 90 degrees of yaw pitch and roll turn about nearly the same axis, and
+only their sum, or difference, is well determined; the rotation itself is.
+"""
+import cv2
+import numpy as np
+
+AXES = ('yaw', 'pitch', 'roll')
+MIRROR = (-1, 1, -1)  # what a mirror image makes of yaw, pitch and roll
+
+# The protocol keeps what lies within +-99 degrees.  An angle of exactly 99
+# degrees, stored as float32 radians, comes back up to 4e-6 degrees larger.
+MAX_ANGLE = 99.0
+ROUNDING = 1e-4
+
+MEAN_STEPS = 1000  # at most, of an intrinsic mean; some five are enough
+
+
+def beyond_range(angles):
+    """Says which angle (degrees) is beyond +-99, or returns None."""
+    for axis, angle in zip(AXES, angles):
+        if abs(angle) > MAX_ANGLE + ROUNDING:
+            return f'{axis} of {angle:.2f} degrees is beyond +-99'
+    return None
+
+
+def rotation_matrix(angles):
+    """Returns the rotation of a head in image axes (right, down, to us).
+
+    Args:
+        angles: array-like (..., 3), degrees: yaw, pitch, roll.
+
+    Returns:
+        float64 array (..., 3, 3).  Its columns are where the head's own axes
+        point: to its right side as we see it, towards its chin, out of its
+        face.  It is 3DDFA's R = Rx(pitch) Ry(yaw) Rz(roll), the convention of
+        300W-LP's Pose_Para, mirrored from an upward to a downward y axis.
+    """
+    yaw, pitch, roll = np.moveaxis(np.radians(angles), -1, 0)
+    cy, sy = np.cos(yaw), np.sin(yaw)
+    cp, sp = np.cos(pitch), np.sin(pitch)
+    cr, sr = np.cos(roll), np.sin(roll)
+    rows = [[cy * cr, -cy * sr, -sy],
+            [cp * sr - sp * sy * cr, cp * cr + sp * sy * sr, -sp * cy],
+            [cp * sy * cr + sp * sr, sp * cr - cp * sy * sr, cp * cy]]
+    return np.stack([np.stack(row, -1) for row in rows], -2)
+
+
+def angles_of(rotation):
+    """Returns the angles of rotations: the inverse of `rotation_matrix`.
+
+    Args:
+        rotation: array-like (..., 3, 3), see `rotation_matrix`.
+
+    Returns:
+        float64 array (..., 3), degrees: yaw, pitch, roll, with the yaw within
+        +-90.  At +-90 pitch and roll are one turn, of which pitch takes all.
+    """
+    rotation = np.asarray(rotation, float)
+    yaw = np.arcsin(-rotation[..., 0, 2].clip(-1, 1))
+    locked = np.hypot(rotation[..., 0, 0], rotation[..., 0, 1]) < 1e-9
+    pitch = np.where(
+        locked, np.arctan2(rotation[..., 2, 1], rotation[..., 1, 1]),
+        np.arctan2(-rotation[..., 1, 2], rotation[..., 2, 2]))
+    roll = np.where(
+        locked, 0, np.arctan2(-rotation[..., 0, 1], rotation[..., 0, 0]))
+    return np.degrees(np.stack((yaw, pitch, roll), -1))
+
+
+def turned(angles, degrees):
+    """Returns the angles of a head whose picture is turned clockwise.
+
+    Not an addition to roll: the turn comes after the head's own rotation.
+
+    Args:
+        angles: array (3,), degrees: yaw, pitch, roll.
+        degrees: of the turn.
+
+    Returns:
+        float64 array (3,): of the two triples that mean the new rotation,
+        the one nearer to the old.
+    """
+    turn = rotation_matrix((0, 0, degrees))
+    return angles_near(turn @ rotation_matrix(angles), angles)
+
+
+def angles_near(rotation, angles):
+    """Returns the angles of rotations, with the yaw beyond +-90 if need be.
+
+    Args:
+        rotation: array (..., 3, 3), see `rotation_matrix`.
+        angles: array-like (..., 3), degrees.
+
+    Returns:
+        float64 array (..., 3): of the two triples within +-180 that mean a
+        rotation, the one whose numbers are nearer to `angles`.
+    """
+    first = angles_of(rotation)
+    triples = np.stack((first, first * (-1, 1, 1) + 180))
+    triples = (triples + 180) % 360 - 180  # (2, ..., 3)
+    apart = np.abs(triples - angles).sum(-1)
+    return np.where((apart[0] <= apart[1])[..., None], *triples)
+
+
+def mean_angles(angles, weights=None):
+    """Returns the angles of mean rotations.
+
+    The rotation that is nearest, in the chordal sense, to all of them: the
+    arithmetic mean of the matrices, projected by its singular value
+    decomposition (Moakher 2002, "Means and averaging in the group of
+    rotations", section 3.1).  A mean of the numbers would be wrong where they
+    wrap around, and near 90 degrees of yaw.
+
+    Args:
+        angles: array-like (K, N, 3), degrees: K answers for each of N heads.
+        weights: K numbers; None for equal ones.
+
+    Returns:
+        float64 array (N, 3), near to the first answers' numbers.
+    """
+    left, _, right = np.linalg.svd(
+        np.average(rotation_matrix(angles), axis=0, weights=weights))
+    # A mean of rotations that are far apart can be nearest to a reflection.
+    left[..., -1] *= np.linalg.det(left @ right)[..., None]
+    return angles_near(left @ right, np.asarray(angles)[0])
+
+
+def rotation_errors(predicted, true):
+    """Returns the errors of N rotations, in degrees.
+
+    Args:
+        predicted, true: (N, 3) degrees: yaw, pitch, roll.
+
+    Returns:
+        The angle of the rotation from one to the other, (N,), and the angles
+        between their axis vectors, (N, 3), whose mean is MAEV (Cao et al.,
+        WACV 2021; their left vector is the opposite of our right one).
+    """
+    difference = rotation_matrix(predicted) - rotation_matrix(true)
+    # From chords, which are exact where the angle is small: unit vectors at
+    # an angle are 2 sin(angle / 2) apart, rotations sqrt(2) times as far.
+    chords = np.linalg.norm(difference, axis=-2)
+    whole = np.linalg.norm(chords, axis=-1) / np.sqrt(2)
+    geodesic, vectors = (2 * np.degrees(np.arcsin(np.minimum(chord / 2, 1)))
+                         for chord in (whole, chords))
+    return geodesic, vectors
+
+
+def aligned(predicted, true):
+    """Returns predictions without the rotation that all have in common.
+
+    A data set's zero need not be that of the data a network was trained on;
+    within one sequence the difference is one rotation of the head's axes.
+    It is taken as Cobo et al. do (Opal23, Pattern Recognition 2024): the
+    intrinsic mean of the rotations from the predictions to the truth, those
+    of 90 degrees and more left out.
+
+    Args:
+        predicted, true: array-like (N, 3), degrees: yaw, pitch, roll.
+
+    Returns:
+        float64 array (N, 3), near to the true numbers.
+    """
+    rotations = rotation_matrix(predicted)
+    apart = np.swapaxes(rotations, -1, -2) @ rotation_matrix(true)
+    apart = apart[np.linalg.norm(rotation_vectors(apart), axis=-1)
+                  < np.pi / 2]
+    mean = apart[0] if len(apart) else np.eye(3)
+    for _ in range(MEAN_STEPS if len(apart) else 0):
+        step = rotation_vectors(mean.T @ apart).mean(0)
+        mean = mean @ cv2.Rodrigues(step)[0]
+        if np.linalg.norm(step) < 1e-9:
+            break
+    return angles_near(rotations @ mean, true)
+
+
+def rotation_vectors(rotations):
+    """Returns the axes of rotations, as long as their angles.
+
+    Args:
+        rotations: array (..., 3, 3), of less than 180 degrees.
+
+    Returns:
+        float64 array (..., 3), radians.
+    """
+    vectors = np.stack([rotations[..., 2, 1] - rotations[..., 1, 2],
+                        rotations[..., 0, 2] - rotations[..., 2, 0],
+                        rotations[..., 1, 0] - rotations[..., 0, 1]], -1) / 2
+    sine = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    cosine = (np.trace(rotations, axis1=-2, axis2=-1)[..., None] - 1) / 2
+    # The ratio is 1 in the limit of no rotation.
+    return vectors * np.where(sine > 1e-12, np.arctan2(sine, cosine)
+                              / np.maximum(sine, 1e-12), 1)
+
+
+def angles_text(errors):
+    """Formats mean errors, from (N, 3) degrees, as one line's part."""
+    means = [*errors.mean(0), errors.mean()]
+    return ', '.join(f'{name}: {mean:.4f}' for name, mean
+                     in zip(('Yaw', 'Pitch', 'Roll', 'MAE'), means))

@@ -1,0 +1,1 @@
+"""A picture or film to heads, and what is written of them."""

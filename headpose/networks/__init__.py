@@ -1,0 +1,1 @@
+"""State dicts, and folded batch norms, of any PyTorch module."""

@@ -1,0 +1,64 @@
+"""A state dict: whose it is, and whether it fits a network."""
+import re
+
+from headpose.errors import WeightsError
+
+WRAPPED = re.compile(r'^((module|_orig_mod|model)\.)+')  # before a key
+# Layers that no output depends on: ImageNet's classifiers, as torchvision
+# names them, and HopeNet's fc_finetune.
+DEAD = ('fc.', 'fc_finetune.', 'classifier.1.', 'classifier.3.')
+
+
+def plain_keys(state):
+    """Strips what wrappers put before keys, and drops dead layers.
+
+    DataParallel puts `module.`, torch.compile `_orig_mod.` and Lightning
+    `model.`; see `DEAD`.
+
+    Raises:
+        WeightsError: two keys are the same without these.
+    """
+    plain = {}
+    for key, value in state.items():
+        name = WRAPPED.sub('', key)
+        if name in plain:
+            raise WeightsError(f'there are two tensors {name}')
+        plain[name] = value
+    return {key: value for key, value in plain.items()
+            if not key.startswith(DEAD)}
+
+
+def require_key(state, key, title):
+    """Raises WeightsError unless `key`, a mark of the network, is there."""
+    if key not in state:
+        found = next(iter(state), 'nothing')
+        raise WeightsError(f'these are not weights of {title}: there is no '
+                           f'{key}; the first key is {found}')
+
+
+def load_exactly(model, state, may_miss=()):
+    """Loads a state dict and accepts no surprise.
+
+    `num_batches_tracked`, a counter that old releases of PyTorch did not
+    write, may always be missing.
+
+    Raises:
+        WeightsError: keys are missing (other than `may_miss`), unexpected or
+            of another shape; the message names them.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state
+               and key not in may_miss
+               and not key.endswith('num_batches_tracked')]
+    unexpected = [key for key in state if key not in own]
+    misshaped = [f'{key} {tuple(state[key].shape)}' for key in own
+                 if key in state and state[key].shape != own[key].shape]
+    problems = [f'{len(keys)} {kind} ({", ".join(keys[:3])}'
+                + (', ...)' if len(keys) > 3 else ')')
+                for kind, keys in (('missing', missing),
+                                   ('unexpected', unexpected),
+                                   ('of another shape', misshaped)) if keys]
+    if problems:
+        raise WeightsError(f'the weights do not fit {model.title}, keys: '
+                           + '; '.join(problems))
+    model.load_state_dict(state, strict=False)

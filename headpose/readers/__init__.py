@@ -1,0 +1,1 @@
+"""The files of strangers to arrays, without PyTorch."""

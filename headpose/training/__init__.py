@@ -1,0 +1,1 @@
+"""An epoch, a run, its files and its command line."""

@@ -1,0 +1,414 @@
+"""The command lines of training, test and generator.
+
+Nothing here imports PyTorch, which takes seconds.  A script parses its
+options once before its slow imports, so that --help and a mistyped option
+are answered at once, and once more in its main.
+"""
+import argparse
+import inspect
+import math
+import os
+
+CROP_SIZES = 32, 4096  # pixels: the least and the most of a checkpoint's
+SHIPPED = 'checkpoints/shufflenet_faces.pkl'
+# A network's name on the command line, and its checkpoint's.
+CHECKPOINTS = {'attnet': 'checkpoints/resnet.pkl',
+               'shufflenet': 'checkpoints/shufflenet.pkl'}
+# Of the compact networks, torchvision's names beside the document's.
+BACKBONES = ('shufflenet', 'mobilenet_v2', 'mobilenet_v3_large',
+             'mobilenet_v3_small', 'efficientnet_b0')
+# The spellings in use: the releases', the document's and HopeNet's options.
+DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
+            '300W_LP': '300W_LP', '300W-LP': '300W_LP',
+            'Pose_300W_LP': '300W_LP', 'BIWI': 'BIWI'}
+# What follows from the options and the machine.
+DERIVED = {'device', 'rank', 'world'}
+LABELS = {'metavar': 'FILE.csv', 'help': "a table of your own images, boxes "
+          'and angles instead of .mat files; see headpose/readers/table.py'}
+
+
+def number(kind, low, high=math.inf):
+    """Returns an argparse type: an int or float from `low` to `high`."""
+    def checked(text):
+        value = kind(text)
+        if not low <= value <= high:  # NaN, too
+            raise ValueError
+        return value
+    checked.__name__ = f'{kind.__name__} of at least {low}'  # for its message
+    if high < math.inf:
+        checked.__name__ += f' and at most {high}'
+    return checked
+
+
+def cores():
+    """Returns how many cores this process may use."""
+    if hasattr(os, 'sched_getaffinity'):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def loaders_default():
+    """Returns how many processes should load images for this one."""
+    processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    return max(1, min(8, cores() // processes))
+
+
+def checkpoint_path(text):
+    """Parses --output: a name that ends in .pkl, and is more than that."""
+    if not os.path.basename(text).removesuffix('.pkl') or text[-4:] != '.pkl':
+        raise ValueError
+    return text
+
+
+# For argparse's message.
+checkpoint_path.__name__ = 'name that ends in .pkl'
+
+
+def sibling(output, ending):
+    """Returns the path of a file that is named after the best checkpoint.
+
+    Only .pkl is taken off: of lr0.001 and lr0.002 nothing may be the same.
+    """
+    return str(output).removesuffix('.pkl') + ending
+
+
+def plain_parser(description):
+    """Returns a parser that shows a script's docstring as it is."""
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def new_parser(description):
+    """Returns a parser of what all scripts have in common."""
+    parser = plain_parser(description)
+    parser.add_argument(
+        '--gpu', type=number(int, -1), default=0, metavar='N',
+        help='GPU to run on, -1 for the CPU; default: 0, or the CPU')
+    return parser
+
+
+def base_parser(description, data_dir, batch_size=32):
+    """Returns a parser of what training and testing have in common."""
+    parser = new_parser(description)
+    add = parser.add_argument
+    add('--data_dir', default=data_dir, metavar='DIR',
+        help=f'folder of the data set; default: {data_dir}')
+    add('--filename_list', metavar='FILE',
+        help='default: filename_list.txt in the data folder; with --labels, '
+        'all rows')
+    add('--labels', **LABELS)
+    add('--batch_size', type=number(int, 1), default=batch_size, metavar='N')
+    add('--landmarks', choices=('visible', 'raw'), default='visible',
+        help="box around AFLW2000's visible landmarks, or (the published "
+        'protocol) all, with those at x=-1; default: visible')
+    add('--workers', type=number(int, 0), metavar='N',
+        default=loaders_default(),
+        help='processes that load images; default: the cores, at most 8 for '
+        'each process that trains')
+    return parser
+
+
+def check_boxes(parser, options):
+    """Ends the script where a data set has no boxes of its own."""
+    if options.dataset == 'BIWI' and not options.labels:
+        parser.error('argument --dataset: BIWI has no face boxes; --labels '
+                     "takes Opal23's, annotations/biwi_ann.txt of "
+                     'https://github.com/pcr-upm/opal23_headpose')
+
+
+def training_parser(description, network):
+    """Returns the parser of a training script.
+
+    The defaults are the document's recipe; train.sh repeats them for its
+    reader to edit.
+    """
+    parser = base_parser(description, './data/300W_LP/')
+    add = parser.add_argument
+    if network == 'attnet':
+        add('--attention', choices=('cbam', 'none'), default='cbam',
+            help="none: HopeNet's plain ResNet-50")
+    else:
+        add('--backbone', choices=BACKBONES, default='shufflenet',
+            metavar='NAME', help=', '.join(BACKBONES) + '; default: '
+            'shufflenet')
+        add('--width', type=float, choices=(0.5, 1.0, 1.5, 2.0), default=1.0,
+            help="shufflenet's channel multiplier; default: 1.0")
+    add('--dataset', default='Pose_300W_LP', metavar='NAME')
+    add('--num_epochs', type=number(int, 1), default=25, metavar='N')
+    add('--lr', type=number(float, 0), default=1e-5,
+        help='base learning rate')
+    add('--lr_steps', type=number(int, 1), nargs='*', default=[8, 18],
+        metavar='EPOCH', help='epochs after which it falls to a tenth')
+    add('--head_factor', type=number(float, 0), default=5,
+        help='learning rate of the heads over the base; default: 5')
+    add('--one_cycle', action='store_true',
+        help='warm up for a tenth of the epochs, then fall along a cosine, '
+        'step by step, instead of --lr_steps')
+    add('--weight_decay', type=number(float, 0), default=0.0,
+        help='of weights; biases and batch norms have none')
+    add('--ema', type=number(float, 0, 0.999999), default=0.0,
+        metavar='DECAY', help='validate and keep an exponential moving '
+        'average of the weights, e.g. 0.999; default: 0, the last weights')
+    add('--alpha', type=number(float, 0), default=2.0,
+        help='weight of the squared error in the loss')
+    add('--image_size', type=number(int, 64, CROP_SIZES[1]), default=[224],
+        nargs='+', dest='image_sizes', metavar='PIXELS',
+        help='side of the crops; of several, each has an equal part of the '
+        'epochs, and the last is that of validation')
+    add('--no_augment', dest='augment', action='store_false',
+        help='train on the fixed crops of the test protocol')
+    add('--split', choices=('photo', 'image'), default='photo',
+        help='9:1 by photograph (default), or literally by image')
+    add('--split_seed', type=number(int, 0), default=0, metavar='N')
+    add('--seed', type=number(int, 0), default=0, metavar='N',
+        help='of initial weights, order and augmentation')
+    add('--output', type=checkpoint_path, metavar='FILE.pkl',
+        help='best checkpoint; others are named after it; default: '
+        + CHECKPOINTS[network] + (
+            ', or after the --backbone' if network == 'shufflenet' else ''))
+    add_start_options(parser.add_argument_group('start'))
+    add_augmentation(parser.add_argument_group(
+        "augmentation beyond HopeNet's"))
+    add_run_options(parser.add_argument_group('long runs'))
+    add_cost_options(parser.add_argument_group('memory and speed'))
+    return parser
+
+
+def add_start_options(group):
+    """Adds what training starts from."""
+    add = group.add_argument
+    add('--pretrained', default='imagenet', metavar='imagenet|none|FILE',
+        help="torchvision's ImageNet weights (default), a fresh start, or a "
+        "file: torchvision's, the official CBAM release's, or a trained "
+        "network's of this project or HopeNet's, which goes on with its heads")
+    add('--batch_norms', choices=('frozen', 'live'), default='frozen',
+        help='statistics that come with --pretrained: kept as they are '
+        '(default), or estimated anew from the batches')
+
+
+def add_augmentation(group):
+    """Adds what training may do to its images; see `transforms`."""
+    add = group.add_argument
+    add('--rotate', type=number(float, 0), default=0.0, metavar='DEGREES',
+        help='turn each image in its plane, by up to so much')
+    add('--box_jitter', type=number(float, 0, 0.5), default=0.0,
+        metavar='SHARE', help='scale the face box by up to this share of its '
+        'size, and move it by up to half of that')
+    add('--color_jitter', type=number(float, 0, 0.9), default=0.0,
+        metavar='SHARE',
+        help='change brightness, contrast and saturation by up to this')
+    add('--low_resolution', type=number(float, 0, 1), default=0.0,
+        metavar='SHARE', help='take detail out of this share of the images')
+    add('--light', type=number(float, 0, 1), default=0.0, metavar='SHARE',
+        help='change the light of this share of the images: one side darker, '
+        'gamma, contrast, grey, noise')
+    add('--occlude', type=number(float, 0, 1), default=0.0, metavar='SHARE',
+        help='put dark glasses or a patch over this share of the faces')
+    add('--weak_end', type=number(float, 0, 1), default=0.0, metavar='SHARE',
+        help='in this last share of the epochs, do all of this a quarter as '
+        'much')
+
+
+def add_run_options(group):
+    """Adds the options of long runs."""
+    add = group.add_argument
+    add('--resume', nargs='?', const='', metavar='FILE',
+        help="go on with an interrupted run; default: the output's _last.pkl")
+    add('--override', action='store_true',
+        help='resume although options differ from those of the run; they '
+        'apply from there on')
+    add('--overwrite', action='store_true',
+        help="replace another run's checkpoints of the same name")
+    add('--patience', type=number(int, 1), metavar='N',
+        help='stop when the validation loss has not fallen for N epochs')
+    add('--deterministic', action='store_true',
+        help='the same result each time on a GPU, too; slower')
+    add('--as_published', action='store_true',
+        help="what the released code really did: its accidents, listed at "
+        'the start')
+
+
+def add_cost_options(group):
+    """Adds the options that trade memory, time and precision."""
+    add = group.add_argument
+    add('--amp', choices=('auto', 'bf16', 'fp16', 'off'), default='auto',
+        help='mixed precision; auto: bf16 on GPUs that have it, and for the '
+        'ResNet on CPUs that have it')
+    add('--channels_last', action=argparse.BooleanOptionalAction,
+        default=True, help='memory layout of images')
+    add('--compile', action='store_true',
+        help='torch.compile: minutes at the start, then faster steps')
+    add('--accumulate', type=number(int, 1), default=1, metavar='N',
+        help='compute each batch in N parts, one after the other')
+    add('--checkpoint_activations', action='store_true',
+        help="compute each block twice to keep less in memory")
+
+
+def evaluation_parser(description, snapshot):
+    """Returns the parser of a testing script.
+
+    (It is not named test*: pytest would take it for a test.)
+
+    Args:
+        description: of the script.
+        snapshot: its default checkpoint.
+    """
+    parser = base_parser(description, './data/AFLW2000/')
+    add = parser.add_argument
+    add('--dataset', default='AFLW2000', metavar='NAME')
+    add('--snapshot', default=snapshot, metavar='FILE',
+        help='checkpoint of a training script, or a bare state dict of '
+        f'HopeNet; default: {snapshot}')
+    add('--image_size', type=number(int, 64), metavar='PIXELS',
+        help='default: what the checkpoint was trained at, or 224')
+    add('--protocol', choices=('ours', 'hopenet', 'fsanet'), default='ours',
+        help="BIWI: crop as HopeNet's or FSA-Net's code does; default: ours")
+    add('--flip', action='store_true',
+        help='give the mean rotation of each crop and of its mirror image')
+    add('--predictions', metavar='FILE.csv',
+        help="write name, predicted and true angles, and the bins' spread, a "
+        'row an image')
+    add('--save_viz', action='store_true',
+        help='draw predicted axes into output/images')
+    add('--cube', action='store_true', help='--save_viz draws cubes')
+    add('--report', metavar='DIR',
+        help='write report.html, a page with everything about the result, '
+        'and report.json, its numbers')
+    return parser
+
+
+def parse_training(description, network, argv=None):
+    """Parses the command line of a training script.
+
+    Args:
+        description: of the script.
+        network: 'attnet' or 'shufflenet'.
+        argv: list of strings, or None for the command line.
+
+    Returns:
+        The options; see `with_processes`.
+    """
+    parser = training_parser(description, network)
+    options = with_processes(parser, parser.parse_args(argv))
+    backbone = getattr(options, 'backbone', network)
+    if backbone != network and (options.as_published or options.width != 1):
+        parser.error('argument --backbone: --as_published and --width are of '
+                     f'{network} alone')
+    if options.output is None:
+        options.output = CHECKPOINTS.get(backbone,
+                                         f'checkpoints/{backbone}.pkl')
+    options.image_size = options.image_sizes[-1]
+    if options.as_published:
+        options.split = 'image'
+    if options.resume == '':
+        options.resume = sibling(options.output, '_last.pkl')
+    return options
+
+
+def parse_evaluation(description, network, argv=None):
+    """Parses the command line of a testing script; see `parse_training`."""
+    parser = evaluation_parser(description, CHECKPOINTS[network])
+    options = with_processes(parser, parser.parse_args(argv))
+    if options.protocol != 'ours' and options.dataset != 'BIWI':
+        parser.error('argument --protocol: is for --dataset BIWI')
+    return options
+
+
+def with_processes(parser, options):
+    """Completes and checks the options of training or testing.
+
+    Returns:
+        The options, with `rank` and `world`: of this process among those
+        that torchrun started, and their number.
+    """
+    if options.dataset not in DATASETS:
+        parser.error(f'argument --dataset: {options.dataset!r} is none of '
+                     + ', '.join(DATASETS))
+    check_boxes(parser, options)
+    if options.filename_list is None and not options.labels:
+        options.filename_list = os.path.join(options.data_dir,
+                                             'filename_list.txt')
+    options.rank = int(os.environ.get('RANK', 0))
+    options.world = int(os.environ.get('WORLD_SIZE', 1))
+    if options.batch_size < options.world:
+        parser.error(f'--batch_size {options.batch_size} is less than the '
+                     f'{options.world} processes that share a batch')
+    return options
+
+
+def recorded(options):
+    """Returns the options as a plain dict, without what follows from them."""
+    return {name: value for name, value in vars(options).items()
+            if name not in DERIVED}
+
+
+def arguments(function, options):
+    """Returns those options that a function has parameters for, as a dict.
+
+    The scripts hand values to functions that know no command line:
+    `fit(..., **arguments(fit, options))`.
+    """
+    return {name: getattr(options, name)
+            for name in inspect.signature(function).parameters
+            if name in options}
+
+
+def parse_filenames(description, argv=None):
+    """Parses the command line of filename_generator.py."""
+    parser = plain_parser(description)
+    add = parser.add_argument
+    add('--dataset', choices=DATASETS, metavar='NAME',
+        help=', '.join(DATASETS))
+    add('--labels', **LABELS)
+    add('--dataset_path', metavar='DIR',
+        help='its folder; default: data/NAME')
+    add('--output', metavar='FILE',
+        help='default: filename_list.txt in the folder')
+    add('--include_flips', action='store_true',
+        help='300W-LP: list the *_Flip folders too')
+    add('--skip_bad', action='store_true',
+        help='leave unusable files out instead of stopping')
+    add('--workers', type=number(int, 1), default=cores(),
+        metavar='N', help='processes; default: the cores')
+    options = parser.parse_args(argv)
+    check_boxes(parser, options)
+    if not (options.dataset or options.labels and options.dataset_path):
+        parser.error('--dataset is needed, or --labels and --dataset_path')
+    return options
+
+
+def parse_export(description, argv=None):
+    """Parses export.py's command line; returns the options."""
+    parser = plain_parser(description)
+    add = parser.add_argument
+    add('path', metavar='FILE', help='.onnx or .pt2 file to write')
+    add('--snapshot', default=SHIPPED, metavar='FILE',
+        help='checkpoint of either network, or a bare state dict; default: '
+        + SHIPPED)
+    add('--raw', action='store_true',
+        help='take uint8 RGB pixels (N, H, W, 3); normalisation inside')
+    precision = parser.add_mutually_exclusive_group()
+    for name, what in (('int8', 'smaller and faster: 8-bit convolutions, '
+                        'their ranges measured on training crops'),
+                       ('fp16', 'half the size: 16-bit floats')):
+        precision.add_argument(
+            f'--{name}', dest='precision', action='store_const', const=name,
+            default='float32', help=f'.onnx: {what}')
+    add('--data_dir', default='./data/300W_LP/', metavar='DIR',
+        help="--int8: the training crops' data set; default: "
+        './data/300W_LP/')
+    add('--filename_list', metavar='FILE',
+        help='--int8: default: filename_list.txt in the data folder; with '
+        '--labels, all rows')
+    add('--labels', **LABELS)
+    add('--dataset', choices=list(DATASETS), default='300W_LP',
+        help='--int8: BIWI for its poses, with boxes by --labels')
+    options = parser.parse_args(argv)
+    check_boxes(parser, options)
+    if options.precision != 'float32' and options.path.endswith('.pt2'):
+        parser.error(f'argument --{options.precision}: is for .onnx files')
+    if options.filename_list is None and not options.labels:
+        options.filename_list = os.path.join(options.data_dir,
+                                             'filename_list.txt')
+    return options

@@ -1,0 +1,1 @@
+"""What measures and makes, and is no test: figures, pictures, the sample."""
