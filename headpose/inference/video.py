@@ -1,8 +1,7 @@
-"""Reading and writing what moves: video, animations, cameras.
+"""Reads and writes moving pictures: video, animations, cameras.
 
 A `Film`, an `Animation` and a `Camera` each yield pictures, as pictures.py
-has them, and their times in seconds; a `Recorder` writes them with these
-times.
+has them, and their times in seconds; a `Recorder` writes both.
 """
 import contextlib
 import time
@@ -12,17 +11,17 @@ import av
 import cv2
 import numpy as np
 from PIL import ImageSequence
+from tqdm import tqdm
 
 from headpose.errors import InputError
-from headpose.files import printable
-from headpose.inference.pictures import bgr, unreadable, whole_file
+from headpose.files import atomic, printable
+from headpose.inference.pictures import bgr, picture_errors
 
 URLS = ('http://', 'https://', 'rtsp://', 'rtsps://', 'rtmp://')
 USUAL_RATE = 25  # frames a second, of a video that names no rate
-PATIENCE = 10  # seconds without a byte after which a stream has ended
+TIMEOUT = 10  # seconds without a byte after which a stream has ended
 CLOCK = 90_000  # ticks a second, of the times in a written video
-LOST = 0.01  # share of the frames that a file may have less than it says
-# Sound that browsers play in an MP4; other sound is encoded anew.
+# Sound that browsers play in an MP4; other sound is left out.
 SOUND = ('aac', 'mp3', 'opus', 'flac', 'alac', 'ac3', 'eac3')
 
 
@@ -45,20 +44,34 @@ def open_moving(source):
     return Camera(source) if is_camera(source) else Film(source)
 
 
-class Animation:
+class Moving:
+    """Moving pictures; iterating yields pictures and seconds.
+
+    Attributes:
+        total: number of frames as far as it is known, or None.
+        rate: frames a second, on average.
+        sound: an `av.AudioStream`, or None.
+        start: seconds on the sound's clock when the video begins.
+        sound_packets: packets of sound since the frame before.
+    """
+    total = sound = None
+    rate = USUAL_RATE
+    start = 0.0
+    sound_packets = ()
+
+
+class Animation(Moving):
     """An animated GIF, PNG, WebP or AVIF.
 
     Args:
         path: of the file.
         picture: what `open_picture` returned for it.
     """
-    sound, start, heard = None, 0.0, None
 
     def __init__(self, path, picture):
         self.path = path
         self.picture = picture
         self.total = picture.n_frames
-        self.rate = USUAL_RATE
 
     def __iter__(self):
         """Yields pictures and seconds.
@@ -67,27 +80,26 @@ class Animation:
             InputError: the file is damaged from here on.
         """
         seconds = 0.0
-        try:
-            for picture in ImageSequence.Iterator(self.picture):
-                image = bgr(picture)
-                yield image, seconds
-                # Browsers show what has no duration for a tenth of a second.
-                seconds += (picture.info.get('duration') or 100) / 1000
-        except (OSError, SyntaxError, ValueError) as error:
-            raise unreadable(self.path, error) from None
+        frames = ImageSequence.Iterator(self.picture)
+        for _ in range(self.total):
+            with picture_errors(self.path):
+                image = bgr(next(frames))
+                # Browsers show a frame of no duration for a tenth of a second.
+                duration = self.picture.info.get('duration') or 100
+            yield image, seconds
+            seconds += duration / 1000
 
     def close(self):
         """Closes the file."""
         self.picture.close()
 
 
-class Camera:
+class Camera(Moving):
     """A camera, by its number or its device's path.
 
     Raises:
         InputError: there is none.
     """
-    sound, start, heard, total = None, 0.0, None, None
 
     def __init__(self, source):
         self.capture = cv2.VideoCapture(int(source) if source.isdecimal()
@@ -97,7 +109,7 @@ class Camera:
         self.rate = self.capture.get(cv2.CAP_PROP_FPS) or USUAL_RATE
 
     def __iter__(self):
-        """Yields pictures and seconds, of the clock: it may drop frames."""
+        """Yields pictures and seconds of the clock: frames may be dropped."""
         start = time.monotonic()
         while True:
             ok, image = self.capture.read()
@@ -106,41 +118,27 @@ class Camera:
             yield image, time.monotonic() - start
 
     def close(self):
-        """Lets the camera go."""
+        """Releases the camera."""
         self.capture.release()
 
 
-class Film:
+class Film(Moving):
     """A video file, or an address.
 
     Args:
         source: path, or an address of `URLS`.
 
     Raises:
-        InputError: it holds no video, or cannot be read.
-
-    Attributes:
-        total: number of its frames, or None.
-        rate: frames a second, on average.
-        sound: its sound, an `av.AudioStream`, or None.
-        heard: packets of sound since the frame before.
+        InputError: the source holds no video, or cannot be read.
     """
 
     def __init__(self, source):
         self.source = source
-        self.live = source.startswith(URLS)
-        self.heard = []
-        self.file = None
+        self.sound_packets = []
+        self.stack = contextlib.ExitStack()
         try:
-            if self.live:
-                self.container = av.open(
-                    source, timeout=PATIENCE,
-                    options={'rtsp_transport': 'tcp'}
-                    if source.startswith('rtsp') else {})
-            else:
-                self.file = open(source, 'rb')
-                self.container = av.open(self.file)
-            self.video = self.picture_stream()
+            self.container = self.stack.enter_context(self.open())
+            self.video = self.video_stream()
         except (OSError, ValueError, av.FFmpegError) as error:
             self.close()
             raise InputError(f'{printable(source)}: cannot be read as a '
@@ -153,7 +151,16 @@ class Film:
         # FFmpeg's clock may start anywhere: here the first stream's is 0.
         self.start = (self.container.start_time or 0) / av.time_base
 
-    def picture_stream(self):
+    def open(self):
+        """Returns FFmpeg's container of the source."""
+        if self.source.startswith(URLS):
+            tcp = {'rtsp_transport': 'tcp'}
+            return av.open(self.source, timeout=TIMEOUT, options=tcp
+                           if self.source.startswith('rtsp') else {})
+        # FFmpeg takes some names for protocols.
+        return av.open(self.stack.enter_context(open(self.source, 'rb')))
+
+    def video_stream(self):
         """Returns the video's stream.
 
         Raises:
@@ -172,137 +179,115 @@ class Film:
         """Yields pictures and seconds.
 
         Raises:
-            InputError: nothing can be read, or the video ends before its end
-                or lacks frames; what there is has been yielded.
+            InputError: no frame, or not all of the file, can be decoded; the
+                decoded frames have been yielded.
         """
-        count, damaged, seconds = 0, None, -1 / self.rate
-        frames = self.frames()
+        count, damage, seconds = 0, None, -1 / self.rate
+        streams = [stream for stream in (self.video, self.sound) if stream]
+        packets = self.container.demux(streams)
         while True:
             try:
-                frame = next(frames, None)
-                if frame is None:
+                packet = next(packets, None)
+                if packet is None:
                     break
-                if not isinstance(frame, av.VideoFrame):
-                    damaged = damaged or frame
+                if packet.stream is self.sound:
+                    self.sound_packets.append(packet)
                     continue
-            except av.FFmpegError as error:
-                damaged = error
-                break
-            seconds = (frame.time - self.start if frame.time is not None
-                       else seconds + 1 / self.rate)
-            count += 1
-            yield upright(frame), seconds
-        self.check_whole(count, seconds, damaged)
-
-    def frames(self):
-        """Yields frames, and errors of packets that cannot be decoded."""
-        streams = [stream for stream in (self.video, self.sound) if stream]
-        for packet in self.container.demux(streams):
-            if packet.stream is self.sound:
-                self.heard.append(packet)
-                continue
-            try:
-                yield from packet.decode()
+                frames = packet.decode()
             except av.InvalidDataError as error:
-                yield error
-
-    def check_whole(self, count, seconds, damaged):
-        """Raises InputError unless all of the video has been read."""
-        name = printable(self.source)
-        if not count:
-            raise InputError(f'{name}: no frame can be read'
-                             + (f' ({reason(damaged)})' if damaged else ''))
-        if self.live:
-            return
-        # Some containers only estimate the number of their frames, or how
-        # long they last.
-        lost = (self.total or 0) - count
-        missing = ((self.container.duration or 0) / av.time_base - seconds
-                   - 1 / self.rate)
-        if lost > max(2, LOST * count):
-            raise InputError(f'{name}: ends after {count} of {self.total} '
-                             'frames; is it damaged?')
-        if damaged or (not self.total and not self.sound
-                       and missing > max(1, LOST * seconds)):
-            raise InputError(f'{name}: {count} frames, to second '
-                             f'{seconds:.1f}, can be read; is it damaged?')
+                damage = error  # of one packet; the next may be whole
+                continue
+            except av.FFmpegError as error:
+                damage = error
+                break
+            for frame in frames:
+                seconds = (frame.time - self.start if frame.time is not None
+                           else seconds + 1 / self.rate)
+                count += 1
+                yield upright(frame), seconds
+        if damage or not count:
+            raise InputError(
+                f'{printable(self.source)}: is damaged: {count} frames can be '
+                'read' + (f' ({reason(damage)})' if damage else ''))
 
     def close(self):
-        """Closes the file, and what reads it."""
-        if hasattr(self, 'container'):
-            self.container.close()
-        if self.file:
-            self.file.close()
+        """Closes the file, and its container."""
+        self.stack.close()
 
 
 def reason(error):
-    """Returns the shortest words for what FFmpeg found."""
+    """Returns the shortest words for FFmpeg's error."""
     return getattr(error, 'strerror', None) or str(error)
 
 
 def upright(frame):
     """Returns a frame's BGR pixels, turned as its video says."""
     image = frame.to_ndarray(format='bgr24')
-    # Degrees against the clock, as NumPy turns.
+    # Degrees counterclockwise, as NumPy turns.
     return np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
 
 
 # --------------------------------------------------------------- recording
 
 class Recorder:
-    """Writes an MP4 that a browser plays: H.264, the sound kept.
+    """Writes an MP4 that a browser plays: H.264, and a copy of the sound.
 
-    Sides that are odd get one row or column more, the last one repeated: the
-    format's colours come in squares of two pixels.
+    Odd sides get one row or column more, the last one repeated: H.264's
+    colours come in squares of two pixels.
 
     Args:
         path: of the file.
-        moving: what is recorded, for its rate and its sound.
+        moving: the `Moving` that is recorded, for its rate and its sound.
     """
 
     def __init__(self, path, moving):
         self.path = path
         self.moving = moving
         self.container = None  # until the first picture's size is known
+        self.sound = None
         self.last = -1  # ticks: of the picture before
         self.step = round(CLOCK / moving.rate)  # ticks from one to the next
 
-    def open(self, shape):
-        """Opens the file for pictures of a shape (H, W, 3)."""
-        self.size = [side + side % 2 for side in shape[1::-1]]
+    def open(self, size):
+        """Opens the file for pictures of a size (width, height)."""
+        self.size = size
         self.container = av.open(f'file:{self.path}', 'w', format='mp4',
                                  options={'movflags': 'faststart'})
         self.stream = self.container.add_stream(
             'libx264',
             rate=Fraction(self.moving.rate).limit_denominator(1001),
-            # Where frames refer to later ones, and lie out of their order,
-            # FFmpeg takes another one for the last, and its end for the end.
+            # With B-frames FFmpeg takes the wrong frame for the last one, and
+            # its end for the video's.
             options={'crf': '20', 'preset': 'veryfast', 'bf': '0'})
-        self.stream.width, self.stream.height = self.size
+        self.stream.width, self.stream.height = size
         self.stream.pix_fmt = 'yuv420p'
         self.stream.codec_context.time_base = Fraction(1, CLOCK)
-        self.sound = self.moving.sound and Sound(
-            self.container, self.moving.sound, self.moving.start)
+        sound = self.moving.sound
+        if sound and sound.codec_context.name in SOUND:
+            self.sound = self.container.add_stream_from_template(sound)
+        elif sound:
+            tqdm.write(f'{printable(self.moving.source)}: its sound '
+                       f'({sound.codec_context.name}) is left out: browsers '
+                       'do not play it in an MP4')
 
     def write(self, image, seconds):
-        """Writes a picture, and the sound that came before it.
+        """Writes a picture, and the sound before it.
 
         Args:
             image: BGR; another size than the first's is stretched to it.
-            seconds: when it is shown.
+            seconds: the picture's time.
         """
-        if not self.container:
-            self.open(image.shape)
-        self.hear()
         height, width = image.shape[:2]
-        wide, high = self.size
-        if 0 <= wide - width <= 1 and 0 <= high - height <= 1:
-            image = cv2.copyMakeBorder(image, 0, high - height, 0,
-                                       wide - width, cv2.BORDER_REPLICATE)
-        else:
+        image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2,
+                                   cv2.BORDER_REPLICATE)
+        size = image.shape[1::-1]
+        if not self.container:
+            self.open(size)
+        if size != self.size:
             image = cv2.resize(image, self.size)
+        self.copy_sound()
         frame = av.VideoFrame.from_ndarray(image, 'bgr24')
-        # Two frames of one time are one too many for an MP4.
+        # An MP4 has no two frames of one time.
         frame.pts = max(self.last + 1, round(seconds * CLOCK))
         frame.time_base = Fraction(1, CLOCK)
         if self.last >= 0:
@@ -316,30 +301,34 @@ class Recorder:
             packet.duration = self.step
             self.container.mux(packet)
 
-    def hear(self):
-        """Writes the sound that has been read so far."""
-        while self.sound and self.moving.heard:
-            self.sound.write(self.moving.heard.pop(0))
+    def copy_sound(self):
+        """Writes the sound that has been read since the last picture."""
+        packets, self.moving.sound_packets = self.moving.sound_packets, []
+        for packet in packets if self.sound else ():
+            if packet.dts is None:  # only ends the stream, or is damaged
+                continue
+            ticks = round(Fraction(self.moving.start) / packet.time_base)
+            packet.pts -= ticks
+            packet.dts -= ticks
+            packet.stream = self.sound
+            self.container.mux(packet)
 
     def close(self):
-        """Writes what is left of picture and sound, and the file's index."""
-        if not self.container:
-            return
-        self.hear()
-        if self.sound:
-            self.sound.finish()
-        self.mux(self.stream.encode())
-        self.container.close()
+        """Writes the rest of picture and sound, and the file's index."""
+        if self.container:
+            self.copy_sound()
+            self.mux(self.stream.encode())
+            self.container.close()
 
 
 @contextlib.contextmanager
 def recording(path, moving):
-    """Yields a `Recorder`; the file is there, whole, if all goes well.
+    """Yields a `Recorder`; the file is written atomically.
 
     Raises:
-        InputError: it cannot be written.
+        RunError: the file cannot be written.
     """
-    with whole_file(path) as temporary:
+    with atomic(path) as temporary:
         recorder = Recorder(temporary, moving)
         try:
             try:
@@ -348,51 +337,3 @@ def recording(path, moving):
                 recorder.close()
         except av.FFmpegError as error:
             raise OSError(reason(error)) from None
-
-
-class Sound:
-    """Takes sound along: as it is if an MP4 may have it, else as AAC.
-
-    Args:
-        container: the output.
-        source: `av.AudioStream`.
-        start: seconds on its clock when the video begins.
-    """
-
-    def __init__(self, container, source, start):
-        self.container = container
-        self.copied = source.codec_context.name in SOUND
-        self.start = Fraction(start).limit_denominator(CLOCK)
-        if self.copied:
-            self.stream = container.add_stream_from_template(source)
-            return
-        layout = 'mono' if source.codec_context.channels == 1 else 'stereo'
-        self.stream = container.add_stream('aac', rate=source.rate,
-                                           layout=layout)
-        self.resampler = av.AudioResampler('fltp', layout, source.rate)
-
-    def write(self, packet):
-        """Writes a packet; one that is damaged, or only ends, is left out."""
-        if packet.dts is None:
-            return
-        if self.copied:
-            ticks = round(self.start / packet.time_base)
-            packet.pts -= ticks
-            packet.dts -= ticks
-            packet.stream = self.stream
-            self.container.mux(packet)
-            return
-        with contextlib.suppress(av.InvalidDataError):
-            for frame in packet.decode():
-                self.encode(frame)
-
-    def encode(self, frame):
-        """Encodes a frame of sound; None ends it."""
-        for part in self.resampler.resample(frame):
-            self.container.mux(self.stream.encode(part))
-
-    def finish(self):
-        """Writes what the encoder still has."""
-        if not self.copied:
-            self.encode(None)
-            self.container.mux(self.stream.encode(None))

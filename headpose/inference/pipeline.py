@@ -1,0 +1,219 @@
+"""Inputs to results: finds pictures and video, draws the heads in each."""
+import contextlib
+import os
+import sys
+
+import cv2
+from tqdm import tqdm
+
+from headpose.errors import InputError, Interrupted, UserError
+from headpose.files import printable
+from headpose.geometry.pose import AXES
+from headpose.inference.output import draw_heads
+from headpose.inference.pictures import (PICTURES, is_animation, open_picture,
+                                         read_pixels, write_jpeg)
+from headpose.inference.tracker import Tracker
+from headpose.inference.video import (Animation, is_camera, is_live,
+                                      open_moving, recording)
+
+
+def is_picture(path):
+    """Says whether a file's name is that of a picture."""
+    return (path.lower().endswith(PICTURES)
+            and not os.path.basename(path).startswith('._'))  # macOS's notes
+
+
+def find_inputs(inputs, recursive=False, output=None):
+    """Replaces folders by the pictures in them, sorted.
+
+    Args:
+        inputs: files, folders, cameras, addresses.
+        recursive: search subfolders, too.
+        output: folder that is not searched.
+
+    Returns:
+        A list of (source, subfolder of the output), and a message for each
+        input that cannot be used.
+    """
+    found, bad = [], []
+    for entry in inputs:
+        name = printable(entry)
+        if os.path.isdir(entry):
+            pictures, others = pictures_in(entry, recursive, output)
+            found += pictures
+            if not pictures:
+                bad.append(f'{name}: a folder without pictures '
+                           f'({", ".join(PICTURES)})')
+            elif others:
+                print(f'{name}: pictures: {len(pictures)}, others, left '
+                      f'alone: {others}')
+        elif is_live(entry) or os.path.isfile(entry):
+            found.append((entry, ''))
+        else:
+            bad.append(f'{name}: no such file, folder or camera')
+    return found, bad
+
+
+def pictures_in(folder, recursive=False, output=None):
+    """Returns the pictures in a folder, and the number of other entries.
+
+    Args: see `find_inputs`.
+    """
+    pictures, others = [], 0
+    skipped = output and os.path.realpath(output)
+    for place, folders, names in os.walk(folder):
+        good = sorted(filter(is_picture, names))
+        below = os.path.relpath(place, folder) if place != folder else ''
+        pictures += [(os.path.join(place, name), below) for name in good]
+        others += len(names) - len(good)
+        if not recursive:
+            return pictures, others + len(folders)
+        folders[:] = sorted(
+            name for name in folders if name != '__MACOSX'
+            and os.path.realpath(os.path.join(place, name)) != skipped)
+    return pictures, others
+
+
+class Pipeline:
+    """Estimates, draws and notes the heads in one input after the other.
+
+    Args:
+        estimate: an `estimator.Estimator`.
+        table: the `output.PoseTable` that notes the heads.
+        cube: draw cubes, not axes.
+        smooth: weight of a video's earlier frames, see `tracker.Tracker`.
+        window: show a camera's frames.
+        received: list of the signals received; the first ends the run.
+    """
+
+    def __init__(self, estimate, table, cube=False, smooth=0.0, window=False,
+                 received=()):
+        self.estimate = estimate
+        self.table = table
+        self.cube = cube
+        self.smooth = smooth
+        self.window = window
+        self.received = received
+
+    def draw_all(self, found, stems):
+        """Draws the heads in all inputs; returns messages of the failures.
+
+        Args:
+            found: see `find_inputs`.
+            stems: see `output.OutputPaths`.
+
+        Raises:
+            Interrupted: a signal came; what is done is written.
+        """
+        bad = []
+        # Video has a bar of its own.
+        stills = all(is_picture(source) for source, _ in found)
+        for (source, _), stem in zip(tqdm(
+                found, leave=False, disable=None if stills else True), stems):
+            try:
+                self.draw(source, stem)
+            except UserError as error:
+                print(error, file=sys.stderr)
+                bad.append(str(error))
+            if self.received:
+                raise Interrupted(self.received[0])
+        return bad
+
+    def draw(self, source, stem):
+        """Draws the heads in a picture, a video or a camera's frames.
+
+        Args:
+            source: path, address or camera.
+            stem: path of the drawn file, without its ending.
+
+        Raises:
+            UserError: the input, or a part of it, cannot be used, or the
+                drawn file cannot be written.
+        """
+        picture = None if is_live(source) else open_picture(source)
+        if picture is None:
+            return self.draw_moving(source, stem, open_moving(source))
+        if is_animation(source, picture):
+            return self.draw_moving(source, stem, Animation(source, picture))
+        with picture:
+            return self.draw_still(source, stem, read_pixels(source, picture))
+
+    def draw_still(self, source, stem, image):
+        """Draws the heads in a picture; see `draw`."""
+        heads, problems = self.estimate(image)
+        name = printable(source)
+        for problem in problems:
+            tqdm.write(f'{name}: {problem}: left out')
+        several = len(heads.boxes) > 1
+        for face, angles in enumerate(heads.angles):
+            tqdm.write(f'{name}{f" #{face}" * several}: ' + ', '.join(
+                f'{axis} {angle:.1f}' for axis, angle in zip(AXES, angles)))
+        if not len(heads.boxes) and not problems:
+            tqdm.write(f'{name}: no face found')
+        with self.table.drawn(stem + '.jpg'):
+            self.table.add(source, 0, heads)
+            write_jpeg(stem + '.jpg', draw_heads(
+                image, heads, self.cube,
+                range(len(heads.boxes)) if several else None))
+        if problems and not len(heads.boxes):
+            raise InputError(f'{name}: has no head that can be cropped')
+
+    def draw_moving(self, source, stem, moving):
+        """Draws the heads in each frame of a `video.Moving`; see `draw`."""
+        failure, target = None, stem + '.mp4'
+        with (contextlib.closing(moving), self.table.drawn(target),
+              recording(target, moving) as recorder,
+              tqdm(total=moving.total, desc=printable(source), disable=None,
+                   leave=False) as bar):
+            try:
+                frames, empty = self.draw_frames(source, moving, recorder, bar)
+            except InputError as error:
+                if not recorder.container:  # no frame at all
+                    raise
+                failure = error  # the frames before are kept
+        if failure:
+            raise failure
+        print(f'{printable(source)}: {frames} frames, {empty} without a face: '
+              f'{printable(target)}')
+
+    def draw_frames(self, source, moving, recorder, bar):
+        """Draws until the video ends, a signal comes or the window is closed.
+
+        Returns:
+            The number of frames, and of those without a face.
+        """
+        track, frames, empty, said = Tracker(self.smooth), 0, 0, set()
+        window = self.window and is_camera(source)
+        for image, seconds in moving:
+            heads, problems = self.estimate(image)
+            tracks, angles = track(heads.boxes, heads.angles, seconds)
+            heads = heads._replace(angles=angles)
+            for problem in set(problems) - said:  # once, not every frame
+                tqdm.write(f'{printable(source)}: frame {frames}: {problem}: '
+                           'left out')
+                said.add(problem)
+            drawn = draw_heads(image, heads, self.cube, tracks)
+            self.table.add(source, frames, heads, seconds, tracks)
+            recorder.write(drawn, seconds)
+            frames += 1
+            empty += not len(heads.boxes)
+            bar.update()
+            if self.received or window and not show(drawn):
+                break
+        return frames, empty
+
+
+def show(image, title='head pose (q ends)'):
+    """Shows a frame in a window; returns False when the user closes it.
+
+    Raises:
+        InputError: there is no screen.
+    """
+    try:
+        cv2.imshow(title, image)
+        key = cv2.waitKey(1) & 0xFF
+        return (key not in (ord('q'), 27)  # 27: Escape
+                and cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) >= 1)
+    except cv2.error:
+        raise InputError('no window can be opened here; --no_window writes '
+                         'the video only') from None
