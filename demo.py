@@ -6,12 +6,11 @@
     python demo.py --snapshot model.onnx x.jpg   without PyTorch
 
 Angles are in degrees: yaw, pitch, roll, with 300W-LP's signs (README.md has
-a picture of them).  They are printed.  Pictures with drawn axes (--cube:
-cubes), video, and poses.csv (--json: poses.json) with a row for each face go
-to output/demo/ (--output), under their inputs' names; existing files are
-replaced with --overwrite alone, inputs never.  A picture without a face has a
-row without angles.  An input that cannot be used is named and skipped, and
-the exit status is then 1.
+a picture of them).  They are printed.  Drawn pictures, video and poses.csv
+(--json: poses.json), with a row for each face, go to output/demo/ (--output)
+under their inputs' names; existing files are replaced with --overwrite alone,
+inputs never.  An input that cannot be used is named and skipped, and the exit
+status is then 1.
 
 A row has the input (file) and the drawn file (drawn); in video the frame, its
 time (seconds) and the person (track: one number while the face is seen, and
@@ -19,27 +18,21 @@ for a second without it); the face, from left to right, as numbered in the
 picture; its box, brows to chin; the detector's score; yaw, pitch, roll; the
 spread of the bins' probabilities in degrees, small where the network is sure
 (no interval with a known probability); and the unit vector out of the face, x
-to the right, y down, z to us.  --matrix adds the rotation matrix, row by row.
-Near 90 degrees of yaw pitch and roll turn about the same axis and may jump
-together: use the vector, or the matrix, there.
+to the right, y down, z to us.  Near 90 degrees of yaw pitch and roll turn
+about the same axis and may jump together: use the vector, or --matrix, there.
+A picture without a face has a row without angles.
 
 Pictures are JPEG, PNG, WebP, TIFF, BMP, JPEG 2000, AVIF and, with
 pillow-heif, HEIC, upright as their EXIF says; animated GIF, PNG, WebP and
 AVIF are video.  Video is what FFmpeg reads, files and addresses (http, https,
 rtsp); the drawn video is H.264 in MP4, with the frames' own times and, where
 an MP4 can hold it, the sound.  Ctrl-C ends the run, and rows and video are
-whole.  A camera is shown in a window, which q closes (--no_window: video
-only).  --smooth 0.7 steadies a face's rotation over the frames.
-
-Faces are found by OpenCV's YuNet, at several scales and turned: on re-crops
-of AFLW2000's images 1,971 of 1,983 (tools/README.md has more figures).  With
-crops of your own: --whole (each picture is a whole crop of one head, as loose
-as the test's), or --box x0,y0,x1,y1 (brows to chin).
+whole.
 
 The network is checkpoints/shufflenet_faces.pkl; checkpoints/README.md says
-how it was trained, how well, and under which terms.  --snapshot FILE takes
-any checkpoint of either network, or an .onnx file of export.py, which runs in
-onnxruntime and needs no PyTorch.
+how it was trained, how well, and under which terms.  Faces are found by
+OpenCV's YuNet, at several scales and turned: on re-crops of AFLW2000's images
+1,971 of 1,983 (tools/README.md has more figures).
 """
 import os
 import sys
@@ -70,9 +63,8 @@ def parse_demo(argv=None):
     add = parser.add_argument
     add('inputs', nargs='+', metavar='INPUT',
         help='picture, folder of pictures, video, address (http, rtsp), or '
-        "number or device of a camera")
-    add('--recursive', action='store_true',
-        help='look for pictures in subfolders, too')
+        'number or device of a camera')
+    add('--recursive', action='store_true', help='search subfolders, too')
     add('--snapshot', default=SHIPPED, metavar='FILE',
         help='checkpoint of either network, bare state dict, or .onnx file '
         'of export.py, which needs no PyTorch; default: ' + SHIPPED)
@@ -81,26 +73,25 @@ def parse_demo(argv=None):
     add('--flip', action='store_true',
         help='give the mean rotation of each crop and of its mirror image')
     add('--output', default='output/demo', metavar='DIR')
-    add('--overwrite', action='store_true',
-        help='replace existing files in DIR')
-    add('--detector', metavar='FILE.onnx',
-        help='another YuNet; default: the one that comes with headpose')
+    add('--overwrite', action='store_true', help='replace existing files')
+    add('--detector', metavar='FILE.onnx', help='another YuNet')
     add('--min_score', type=number(float, 0, 1), default=0.6,
         metavar='SCORE', help='the least score of a face; default: 0.6')
     add('--box', type=box, metavar='X0,Y0,X1,Y1',
         help="no detection: the face's box, brows to chin, in pixels (with a "
         'minus: --box=-5,...)')
     add('--whole', action='store_true',
-        help="no detection: each picture is a whole crop of one head, as "
+        help='no detection: each picture is a whole crop of one head, as '
         "loose as the test's")
     add('--cube', action='store_true', help='draw cubes instead of axes')
     add('--json', action='store_true', help='poses.json, not poses.csv')
     add('--matrix', action='store_true',
-        help='rows have the rotation matrix, too')
+        help='rows have the rotation matrix, too, row by row')
     add('--smooth', type=number(float, 0, 0.99), default=0.0,
-        metavar='WEIGHT', help="video: weight of the frames before in a "
-        "face's rotation; default: 0")
-    add('--no_window', action='store_true', help='camera: write video only')
+        metavar='WEIGHT', help='video: steady the rotations by this weight of '
+        'the frames before; default: 0')
+    add('--no_window', action='store_true',
+        help='camera: write video only; the window is closed by q')
     return parser.parse_args(argv)
 
 

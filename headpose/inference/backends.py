@@ -1,7 +1,7 @@
 """A network in onnxruntime, or a PyTorch module: crops to angles.
 
-A backend has the `size` of its crops in pixels and is called with crops, uint8
-(N, size, size, 3), RGB.  None of this imports PyTorch.
+A backend has the `size` of its crops, and is called with crops, uint8 arrays
+(N, size, size, 3), RGB.  PyTorch itself is not imported.
 """
 import numpy as np
 
@@ -14,7 +14,7 @@ try:  # optional: for .onnx alone
 except ImportError:
     onnxruntime = None
 
-OUTPUTS = ['angles', 'spread']  # of an export, beside the logits
+OUTPUTS = ['angles', 'spread']  # of an export, beside its logits
 
 
 class TorchNetwork:
@@ -35,17 +35,8 @@ class TorchNetwork:
         Args:
             crops: uint8 (N, H, W, 3), RGB.
             flip: give the mean of each crop and its mirror image.
-
-        Raises:
-            InputError: the GPU's memory is too small.
         """
-        try:
-            return self.model.predict(crops.transpose(0, 3, 1, 2), flip)[:2]
-        except RuntimeError as error:  # torch.OutOfMemoryError
-            if 'out of memory' not in str(error):
-                raise
-            raise InputError('the GPU has too little memory left; --gpu -1 '
-                             'runs on the CPU') from None
+        return self.model.predict(crops.transpose(0, 3, 1, 2), flip)[:2]
 
 
 class OnnxNetwork:
@@ -53,7 +44,7 @@ class OnnxNetwork:
 
     Args:
         path: of the .onnx file.
-        image_size: side of the crops that is asked for; None for the file's.
+        image_size: side of the crops as asked for; None for the file's own.
 
     Raises:
         InputError: the file cannot be run, is no export, or takes crops of
@@ -63,8 +54,7 @@ class OnnxNetwork:
     def __init__(self, path, image_size=None):
         name = printable(path)
         if not onnxruntime:
-            raise InputError(f'{name}: needs onnxruntime: pip install '
-                             'onnxruntime')
+            raise InputError(f'{name}: needs pip install onnxruntime')
         options = onnxruntime.SessionOptions()
         # Threads that wait in a loop between two pictures take the cores from
         # the detector: 0.15 s a picture instead of 0.12.
@@ -74,24 +64,21 @@ class OnnxNetwork:
             with open(path, 'rb') as file:
                 self.session = onnxruntime.InferenceSession(file.read(),
                                                             options)
-        except OSError as error:
-            raise InputError(f'{name}: {error.strerror} (--snapshot)'
-                             ) from None
         except Exception as error:  # onnxruntime documents no list
+            reason = getattr(error, 'strerror', type(error).__name__)
             raise InputError(f'{name}: cannot be run by onnxruntime '
-                             f'({type(error).__name__})') from None
-        self.input = self.session.get_inputs()[0]
+                             f'({reason})') from None
+        self.input, *_ = self.session.get_inputs()
         outputs = {output.name for output in self.session.get_outputs()}
-        shape = self.input.shape
-        if not (self.input.type == 'tensor(uint8)' and len(shape) == 4
-                and shape[3] == 3 and outputs.issuperset(OUTPUTS)):
-            raise InputError(f'{name}: does not take uint8 pixels '
-                             '(N, H, W, 3) and give angles and spread; write '
-                             'it anew with export.py')
-        self.size = shape[1]
+        if (self.input.type != 'tensor(uint8)' or self.input.shape[3:] != [3]
+                or not outputs.issuperset(OUTPUTS)):
+            raise InputError(f'{name}: does not turn uint8 pixels '
+                             '(N, H, W, 3) into angles and spread; export it '
+                             'anew with export.py')
+        self.size = self.input.shape[1]
         if image_size not in (None, self.size):
             raise InputError(f'{name}: takes crops of {self.size} pixels, '
-                             f'not {image_size} (--image_size)')
+                             f'not of {image_size} (--image_size)')
 
     def __call__(self, crops, flip=False):
         """Returns angles and the bins' std; see `TorchNetwork.__call__`."""

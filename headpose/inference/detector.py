@@ -42,8 +42,6 @@ LANDMARKS = (-0.01, 0.25, 1.03, 1.02)
 WHOLE = (0.4 / 1.4 ** 2, 0.4 / (1.4 * 1.12), 1 / 1.4, 1 / 1.12)
 
 
-# ------------------------------------------------------------------- boxes
-
 def inner_boxes(outer, shares):
     """Returns boxes (N, 4) at the same place in each of N others.
 
@@ -63,22 +61,18 @@ def whole_box(width, height):
     return inner_boxes(np.array([[0, 0, width, height]]), WHOLE) + outwards
 
 
-def areas(boxes):
-    """Returns the areas of boxes (..., 4)."""
-    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+def iou(box, others, of_smaller=False):
+    """Returns the IoU (N,) of a box (4,) and others (N, 4).
 
-
-def intersection(box, others):
-    """Returns the areas (N,) that a box (4,) shares with others (N, 4)."""
+    With `of_smaller`, the share of the smaller box that is in the larger one.
+    """
     sides = (np.minimum(box[2:], others[:, 2:])
              - np.maximum(box[:2], others[:, :2]))
-    return sides.clip(0).prod(-1)
-
-
-def iou(box, others):
-    """Returns the IoU (N,) of a box (4,) and others (N, 4)."""
-    common = intersection(box, others)
-    return common / (areas(box) + areas(others) - common)
+    common = sides.clip(0).prod(-1)
+    area, areas = ((part[..., 2:] - part[..., :2]).prod(-1)
+                   for part in (box, others))
+    return common / (np.minimum(area, areas) if of_smaller
+                     else area + areas - common)
 
 
 def non_maximum_suppression(boxes, scores):
@@ -91,22 +85,13 @@ def non_maximum_suppression(boxes, scores):
         boxes: (N, 4).
         scores: (N,).
     """
-    size, kept = areas(boxes), []
+    kept = []
     for index in np.argsort(-np.asarray(scores), kind='stable'):
-        smaller = np.minimum(size[index], size[kept])
-        if (intersection(boxes[index], boxes[kept])
-                < SAME_FACE * smaller).all():
+        if (iou(boxes[index], boxes[kept], of_smaller=True)
+                < SAME_FACE).all():
             kept.append(index)
     return kept
 
-
-def left_to_right(boxes, scores):
-    """Returns boxes (N, 4) and scores (N,) by the boxes' centres."""
-    order = np.argsort(boxes[:, 0] + boxes[:, 2], kind='stable')
-    return boxes[order], scores[order]
-
-
-# --------------------------------------------------------- scaled and turned
 
 def shrink(image, longest):
     """Returns a picture no longer than `longest`, and its scale."""
@@ -145,8 +130,6 @@ def turn_back(boxes, matrix):
     centers = centers @ back[:, :2].T + back[:, 2]
     return np.hstack((centers - halves, centers + halves))
 
-
-# --------------------------------------------------------------- detectors
 
 class YuNet:
     """The face detector YuNet (Wu et al. 2023).
@@ -195,9 +178,11 @@ class YuNet:
             found.append((turn_back(boxes, matrix) / scale,
                           scores - TURN_COST))
         boxes, scores = map(np.concatenate, zip(*found))
-        kept = [index for index in non_maximum_suppression(boxes, scores)
-                if scores[index] >= self.min_score]
-        return left_to_right(boxes[kept], scores[kept])
+        sure = scores >= self.min_score  # turned ones may be below
+        boxes, scores = boxes[sure], scores[sure]
+        kept = sorted(non_maximum_suppression(boxes, scores),
+                      key=lambda index: boxes[index, 0] + boxes[index, 2])
+        return boxes[kept], scores[kept]
 
     def detect(self, image):
         """Returns boxes (N, 4) and scores (N,) at one scale."""

@@ -25,8 +25,6 @@ LONGEST_NAME = 240  # bytes; the system's 255 without endings and a number
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-# --------------------------------------------------------------- the table
-
 class PoseTable:
     """Collects rows of FIELDS and writes them.
 
@@ -113,8 +111,6 @@ def as_utf8(path):
     return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 
-# ----------------------------------------------------- names in the output
-
 class OutputPaths:
     """The paths of a run's results, which are named after their inputs.
 
@@ -167,8 +163,6 @@ def stem_of(source):
         stem = os.fsencode(stem)[:LONGEST_NAME].decode('utf-8', 'ignore')
     return stem
 
-
-# ---------------------------------------------------------------- drawing
 
 def draw_heads(image, heads, cube=False, labels=None):
     """Returns a copy of a BGR picture with the heads' pose drawn.

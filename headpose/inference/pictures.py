@@ -26,7 +26,6 @@ PICTURES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff',
             '.gif', '.jp2', '.avif', '.heic', '.heif')
 ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # Pillow's names of formats whose
 # pictures follow in time; those of TIFF are pages, of MPO views.
-HEIF_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'mif1', b'msf1')
 GREY = 128  # behind transparent pixels
 
 
@@ -54,14 +53,9 @@ def open_picture(path):
     with picture_errors(path):
         with contextlib.suppress(UnidentifiedImageError):
             return Image.open(path)
-        with open(path, 'rb') as file:
-            head = file.read(12)
-        heic = head[4:8] == b'ftyp' and head[8:] in HEIF_BRANDS
-        if heic and not pillow_heif:
-            raise ValueError('HEIC needs another package: pip install '
-                             'pillow-heif')
-        if heic or path.lower().endswith(PICTURES):
-            raise ValueError('damaged, or of an unknown format')
+        if path.lower().endswith(PICTURES):
+            raise ValueError('damaged, or of an unknown format' + (
+                '' if pillow_heif else '; HEIC needs pip install pillow-heif'))
     return None
 
 
@@ -71,9 +65,6 @@ def is_animation(path, picture):
     Args:
         path: of the file.
         picture: what `open_picture` returned for it.
-
-    Raises:
-        InputError: the file is damaged.
     """
     with picture_errors(path):  # n_frames reads through the file
         return (picture.format in ANIMATED

@@ -13,14 +13,8 @@ from headpose.inference.output import draw_heads
 from headpose.inference.pictures import (PICTURES, is_animation, open_picture,
                                          read_pixels, write_jpeg)
 from headpose.inference.tracker import Tracker
-from headpose.inference.video import (Animation, is_camera, is_live,
-                                      open_moving, recording)
-
-
-def is_picture(path):
-    """Says whether a file's name is that of a picture."""
-    return (path.lower().endswith(PICTURES)
-            and not os.path.basename(path).startswith('._'))  # macOS's notes
+from headpose.inference.video import (Animation, Camera, Film, is_camera,
+                                      is_live, recording)
 
 
 def find_inputs(inputs, recursive=False, output=None):
@@ -39,14 +33,11 @@ def find_inputs(inputs, recursive=False, output=None):
     for entry in inputs:
         name = printable(entry)
         if os.path.isdir(entry):
-            pictures, others = pictures_in(entry, recursive, output)
+            pictures = list(pictures_in(entry, recursive, output))
             found += pictures
             if not pictures:
                 bad.append(f'{name}: a folder without pictures '
                            f'({", ".join(PICTURES)})')
-            elif others:
-                print(f'{name}: pictures: {len(pictures)}, others, left '
-                      f'alone: {others}')
         elif is_live(entry) or os.path.isfile(entry):
             found.append((entry, ''))
         else:
@@ -54,24 +45,18 @@ def find_inputs(inputs, recursive=False, output=None):
     return found, bad
 
 
-def pictures_in(folder, recursive=False, output=None):
-    """Returns the pictures in a folder, and the number of other entries.
-
-    Args: see `find_inputs`.
-    """
-    pictures, others = [], 0
+def pictures_in(folder, recursive, output):
+    """Yields (picture, its subfolder) of a folder; see `find_inputs`."""
     skipped = output and os.path.realpath(output)
     for place, folders, names in os.walk(folder):
-        good = sorted(filter(is_picture, names))
         below = os.path.relpath(place, folder) if place != folder else ''
-        pictures += [(os.path.join(place, name), below) for name in good]
-        others += len(names) - len(good)
-        if not recursive:
-            return pictures, others + len(folders)
+        for name in sorted(names):
+            # macOS leaves ._NAME beside NAME on foreign disks.
+            if name.lower().endswith(PICTURES) and not name.startswith('._'):
+                yield os.path.join(place, name), below
         folders[:] = sorted(
-            name for name in folders if name != '__MACOSX'
+            name for name in folders if recursive and name != '__MACOSX'
             and os.path.realpath(os.path.join(place, name)) != skipped)
-    return pictures, others
 
 
 class Pipeline:
@@ -106,14 +91,13 @@ class Pipeline:
             Interrupted: a signal came; what is done is written.
         """
         bad = []
-        # Video has a bar of its own.
-        stills = all(is_picture(source) for source, _ in found)
-        for (source, _), stem in zip(tqdm(
-                found, leave=False, disable=None if stills else True), stems):
+        bar = tqdm(zip(found, stems, strict=True), total=len(found),
+                   leave=False, disable=None if len(found) > 1 else True)
+        for (source, _), stem in bar:
             try:
                 self.draw(source, stem)
             except UserError as error:
-                print(error, file=sys.stderr)
+                tqdm.write(str(error), file=sys.stderr)
                 bad.append(str(error))
             if self.received:
                 raise Interrupted(self.received[0])
@@ -132,7 +116,8 @@ class Pipeline:
         """
         picture = None if is_live(source) else open_picture(source)
         if picture is None:
-            return self.draw_moving(source, stem, open_moving(source))
+            kind = Camera if is_camera(source) else Film
+            return self.draw_moving(source, stem, kind(source))
         if is_animation(source, picture):
             return self.draw_moving(source, stem, Animation(source, picture))
         with picture:
@@ -141,32 +126,29 @@ class Pipeline:
     def draw_still(self, source, stem, image):
         """Draws the heads in a picture; see `draw`."""
         heads, problems = self.estimate(image)
-        name = printable(source)
+        name, several = printable(source), len(heads.boxes) > 1
         for problem in problems:
             tqdm.write(f'{name}: {problem}: left out')
-        several = len(heads.boxes) > 1
         for face, angles in enumerate(heads.angles):
             tqdm.write(f'{name}{f" #{face}" * several}: ' + ', '.join(
                 f'{axis} {angle:.1f}' for axis, angle in zip(AXES, angles)))
-        if not len(heads.boxes) and not problems:
-            tqdm.write(f'{name}: no face found')
         with self.table.drawn(stem + '.jpg'):
             self.table.add(source, 0, heads)
             write_jpeg(stem + '.jpg', draw_heads(
                 image, heads, self.cube,
                 range(len(heads.boxes)) if several else None))
-        if problems and not len(heads.boxes):
-            raise InputError(f'{name}: has no head that can be cropped')
+        if not len(heads.boxes):
+            if problems:
+                raise InputError(f'{name}: has no head that can be cropped')
+            tqdm.write(f'{name}: no face found')
 
     def draw_moving(self, source, stem, moving):
         """Draws the heads in each frame of a `video.Moving`; see `draw`."""
         failure, target = None, stem + '.mp4'
         with (contextlib.closing(moving), self.table.drawn(target),
-              recording(target, moving) as recorder,
-              tqdm(total=moving.total, desc=printable(source), disable=None,
-                   leave=False) as bar):
+              recording(target, moving) as recorder):
             try:
-                frames, empty = self.draw_frames(source, moving, recorder, bar)
+                frames, empty = self.draw_frames(source, moving, recorder)
             except InputError as error:
                 if not recorder.container:  # no frame at all
                     raise
@@ -176,31 +158,33 @@ class Pipeline:
         print(f'{printable(source)}: {frames} frames, {empty} without a face: '
               f'{printable(target)}')
 
-    def draw_frames(self, source, moving, recorder, bar):
+    def draw_frames(self, source, moving, recorder):
         """Draws until the video ends, a signal comes or the window is closed.
 
         Returns:
             The number of frames, and of those without a face.
         """
-        track, frames, empty, said = Tracker(self.smooth), 0, 0, set()
+        track, empty, frame, said = Tracker(self.smooth), 0, -1, set()
         window = self.window and is_camera(source)
-        for image, seconds in moving:
+        for frame, (image, seconds) in enumerate(tqdm(
+                moving, desc=printable(source), total=moving.total,
+                disable=None, leave=False)):
             heads, problems = self.estimate(image)
             tracks, angles = track(heads.boxes, heads.angles, seconds)
             heads = heads._replace(angles=angles)
             for problem in set(problems) - said:  # once, not every frame
-                tqdm.write(f'{printable(source)}: frame {frames}: {problem}: '
+                tqdm.write(f'{printable(source)}: frame {frame}: {problem}: '
                            'left out')
                 said.add(problem)
             drawn = draw_heads(image, heads, self.cube, tracks)
-            self.table.add(source, frames, heads, seconds, tracks)
+            self.table.add(source, frame, heads, seconds, tracks)
             recorder.write(drawn, seconds)
-            frames += 1
             empty += not len(heads.boxes)
-            bar.update()
             if self.received or window and not show(drawn):
                 break
-        return frames, empty
+        if frame < 0:
+            raise InputError(f'{printable(source)}: no frame can be read')
+        return frame + 1, empty
 
 
 def show(image, title='head pose (q ends)'):

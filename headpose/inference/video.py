@@ -35,38 +35,20 @@ def is_live(source):
     return is_camera(source) or source.startswith(URLS)
 
 
-def open_moving(source):
-    """Opens a camera, an address or a video file.
-
-    Raises:
-        InputError: there is none, or it cannot be read.
-    """
-    return Camera(source) if is_camera(source) else Film(source)
-
-
 class Moving:
     """Moving pictures; iterating yields pictures and seconds.
 
     Attributes:
-        total: number of frames as far as it is known, or None.
+        total: number of frames, or None where it is not known.
         rate: frames a second, on average.
         sound: an `av.AudioStream`, or None.
-        start: seconds on the sound's clock when the video begins.
-        sound_packets: packets of sound since the frame before.
     """
     total = sound = None
     rate = USUAL_RATE
-    start = 0.0
-    sound_packets = ()
 
 
 class Animation(Moving):
-    """An animated GIF, PNG, WebP or AVIF.
-
-    Args:
-        path: of the file.
-        picture: what `open_picture` returned for it.
-    """
+    """An animated GIF, PNG, WebP or AVIF, of `pictures.open_picture`."""
 
     def __init__(self, path, picture):
         self.path = path
@@ -74,11 +56,6 @@ class Animation(Moving):
         self.total = picture.n_frames
 
     def __iter__(self):
-        """Yields pictures and seconds.
-
-        Raises:
-            InputError: the file is damaged from here on.
-        """
         seconds = 0.0
         frames = ImageSequence.Iterator(self.picture)
         for _ in range(self.total):
@@ -109,13 +86,9 @@ class Camera(Moving):
         self.rate = self.capture.get(cv2.CAP_PROP_FPS) or USUAL_RATE
 
     def __iter__(self):
-        """Yields pictures and seconds of the clock: frames may be dropped."""
-        start = time.monotonic()
-        while True:
-            ok, image = self.capture.read()
-            if not ok:
-                return
-            yield image, time.monotonic() - start
+        start = time.monotonic()  # the camera may drop frames
+        while (read := self.capture.read())[0]:
+            yield read[1], time.monotonic() - start
 
     def close(self):
         """Releases the camera."""
@@ -135,99 +108,89 @@ class Film(Moving):
     def __init__(self, source):
         self.source = source
         self.sound_packets = []
-        self.stack = contextlib.ExitStack()
+        self.container = None
         try:
-            self.container = self.stack.enter_context(self.open())
+            rtsp = source.startswith('rtsp')
+            self.container = av.open(
+                source if source.startswith(URLS) else f'file:{source}',
+                timeout=TIMEOUT,
+                options={'rtsp_transport': 'tcp'} if rtsp else {})
             self.video = self.video_stream()
         except (OSError, ValueError, av.FFmpegError) as error:
             self.close()
             raise InputError(f'{printable(source)}: cannot be read as a '
                              f'picture or a video ({reason(error)})') from None
         self.video.thread_type = 'AUTO'
-        self.sound = next(iter(self.container.streams.audio), None)
+        self.sound = self.sound_stream()
         self.rate = float(self.video.average_rate or self.video.guessed_rate
                           or USUAL_RATE)
         self.total = self.video.frames or None
         # FFmpeg's clock may start anywhere: here the first stream's is 0.
         self.start = (self.container.start_time or 0) / av.time_base
 
-    def open(self):
-        """Returns FFmpeg's container of the source."""
-        if self.source.startswith(URLS):
-            tcp = {'rtsp_transport': 'tcp'}
-            return av.open(self.source, timeout=TIMEOUT, options=tcp
-                           if self.source.startswith('rtsp') else {})
-        # FFmpeg takes some names for protocols.
-        return av.open(self.stack.enter_context(open(self.source, 'rb')))
-
     def video_stream(self):
-        """Returns the video's stream.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """Returns the video's stream; raises ValueError without one."""
         # FFmpeg reads text as a terminal's pictures, and stills as video.
         name = self.container.format.name
-        if name == 'tty' or name.endswith(('_pipe', 'image2')):
-            raise ValueError('no video')
-        for stream in self.container.streams.video:
-            if not stream.disposition & stream.disposition.attached_pic:
-                return stream
+        if name != 'tty' and not name.endswith(('_pipe', 'image2')):
+            for stream in self.container.streams.video:
+                if not stream.disposition & stream.disposition.attached_pic:
+                    return stream
         raise ValueError('no video in it')
+
+    def sound_stream(self):
+        """Returns the sound's stream, or None; says when it is left out."""
+        for stream in self.container.streams.audio[:1]:
+            if (codec := stream.codec_context.name) in SOUND:
+                return stream
+            tqdm.write(f'{printable(self.source)}: the sound ({codec}) is '
+                       'left out: browsers do not play it in an MP4')
+        return None
 
     def __iter__(self):
         """Yields pictures and seconds.
 
         Raises:
-            InputError: no frame, or not all of the file, can be decoded; the
-                decoded frames have been yielded.
+            InputError: a part cannot be decoded; the rest has been yielded.
         """
-        count, damage, seconds = 0, None, -1 / self.rate
-        streams = [stream for stream in (self.video, self.sound) if stream]
-        packets = self.container.demux(streams)
+        count, seconds, damage = 0, -1 / self.rate, []
+        for count, frame in enumerate(self.frames(damage), 1):
+            seconds = (seconds + 1 / self.rate if frame.time is None
+                       else frame.time - self.start)
+            # Degrees counterclockwise, as NumPy turns.
+            yield np.ascontiguousarray(np.rot90(
+                frame.to_ndarray(format='bgr24'), frame.rotation // 90
+            )), seconds
+        if damage:
+            raise InputError(f'{printable(self.source)}: is damaged; {count} '
+                             f'frames are read ({damage[0]})')
+
+    def frames(self, damage):
+        """Yields frames; adds packets of sound, and errors to `damage`."""
+        packets = self.container.demux(
+            [stream for stream in (self.video, self.sound) if stream])
         while True:
             try:
-                packet = next(packets, None)
-                if packet is None:
-                    break
+                packet = next(packets)
                 if packet.stream is self.sound:
                     self.sound_packets.append(packet)
-                    continue
-                frames = packet.decode()
-            except av.InvalidDataError as error:
-                damage = error  # of one packet; the next may be whole
-                continue
-            except av.FFmpegError as error:
-                damage = error
-                break
-            for frame in frames:
-                seconds = (frame.time - self.start if frame.time is not None
-                           else seconds + 1 / self.rate)
-                count += 1
-                yield upright(frame), seconds
-        if damage or not count:
-            raise InputError(
-                f'{printable(self.source)}: is damaged: {count} frames can be '
-                'read' + (f' ({reason(damage)})' if damage else ''))
+                else:
+                    yield from packet.decode()
+            except StopIteration:
+                return
+            except av.FFmpegError as error:  # the next packet may be whole
+                damage.append(reason(error))
 
     def close(self):
-        """Closes the file, and its container."""
-        self.stack.close()
+        """Closes the file."""
+        if self.container:
+            self.container.close()
 
 
 def reason(error):
     """Returns the shortest words for FFmpeg's error."""
     return getattr(error, 'strerror', None) or str(error)
 
-
-def upright(frame):
-    """Returns a frame's BGR pixels, turned as its video says."""
-    image = frame.to_ndarray(format='bgr24')
-    # Degrees counterclockwise, as NumPy turns.
-    return np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
-
-
-# --------------------------------------------------------------- recording
 
 class Recorder:
     """Writes an MP4 that a browser plays: H.264, and a copy of the sound.
@@ -262,28 +225,21 @@ class Recorder:
         self.stream.width, self.stream.height = size
         self.stream.pix_fmt = 'yuv420p'
         self.stream.codec_context.time_base = Fraction(1, CLOCK)
-        sound = self.moving.sound
-        if sound and sound.codec_context.name in SOUND:
-            self.sound = self.container.add_stream_from_template(sound)
-        elif sound:
-            tqdm.write(f'{printable(self.moving.source)}: its sound '
-                       f'({sound.codec_context.name}) is left out: browsers '
-                       'do not play it in an MP4')
+        if self.moving.sound:
+            self.sound = self.container.add_stream_from_template(
+                self.moving.sound)
 
     def write(self, image, seconds):
         """Writes a picture, and the sound before it.
 
-        Args:
-            image: BGR; another size than the first's is stretched to it.
-            seconds: the picture's time.
+        A picture of another size than the first one's is stretched to it.
         """
         height, width = image.shape[:2]
         image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2,
                                    cv2.BORDER_REPLICATE)
-        size = image.shape[1::-1]
         if not self.container:
-            self.open(size)
-        if size != self.size:
+            self.open(image.shape[1::-1])
+        if image.shape[1::-1] != self.size:
             image = cv2.resize(image, self.size)
         self.copy_sound()
         frame = av.VideoFrame.from_ndarray(image, 'bgr24')
@@ -303,15 +259,14 @@ class Recorder:
 
     def copy_sound(self):
         """Writes the sound that has been read since the last picture."""
-        packets, self.moving.sound_packets = self.moving.sound_packets, []
-        for packet in packets if self.sound else ():
-            if packet.dts is None:  # only ends the stream, or is damaged
-                continue
-            ticks = round(Fraction(self.moving.start) / packet.time_base)
-            packet.pts -= ticks
-            packet.dts -= ticks
-            packet.stream = self.sound
-            self.container.mux(packet)
+        while self.sound and self.moving.sound_packets:
+            packet = self.moving.sound_packets.pop(0)
+            if packet.dts is not None:  # None is the stream's end, or damage
+                ticks = round(Fraction(self.moving.start) / packet.time_base)
+                packet.pts -= ticks
+                packet.dts -= ticks
+                packet.stream = self.sound
+                self.container.mux(packet)
 
     def close(self):
         """Writes the rest of picture and sound, and the file's index."""
