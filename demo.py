@@ -96,16 +96,13 @@ def parse_demo(argv=None):
 
 
 def load_backend(snapshot, gpu=-1, image_size=None):
-    """Returns a network as `headpose.inference.backends` has it.
+    """Returns a network, see `headpose.inference.backends`.
 
     Args:
         snapshot: .onnx file, checkpoint of either network, or a bare state
             dict; the shipped one is that beside this file.
         gpu: number of the GPU, -1 for the CPU; an .onnx file runs on the CPU.
         image_size: side of the crops; None for the file's own.
-
-    Raises:
-        UserError: the file or the GPU cannot be used.
     """
     from headpose.inference.backends import OnnxNetwork, TorchNetwork
 
@@ -136,12 +133,7 @@ def load_backend(snapshot, gpu=-1, image_size=None):
 
 
 def main(argv=None):
-    """Runs the command; `argv` is a list of options, for tests.
-
-    Raises:
-        UserError: some inputs could not be used; the others are done.
-        Interrupted: a signal came; what is done is written.
-    """
+    """Runs the command; `argv` is a list of options, for tests."""
     options = parse_demo(argv)
 
     from headpose.inference.detector import YUNET, make_detector

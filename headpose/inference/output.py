@@ -1,7 +1,6 @@
 """Writes the table of poses and drawn pictures, under their inputs' names."""
 import contextlib
 import csv
-import itertools
 import json
 import os
 import re
@@ -52,13 +51,11 @@ class PoseTable:
             raise
 
     def add(self, file, frame, heads, seconds=None, tracks=None):
-        """Adds a picture's heads; without any, a row with empty fields.
+        """Adds a picture's `Heads`; without any, a row with empty fields.
 
         Args:
             file: the input.
-            frame: its number.
-            heads: `estimator.Heads`.
-            seconds: of the frame.
+            frame, seconds: number and time of the picture in it.
             tracks: (N,), the persons' numbers.
         """
         common = {**dict.fromkeys(self.fields), 'file': as_utf8(file),
@@ -80,11 +77,7 @@ class PoseTable:
             self.rows.append(common)
 
     def write(self):
-        """Writes the file, if there are rows.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
+        """Writes the file atomically, if there are rows."""
         if not self.rows:
             return
         with (atomic(self.path) as path,
@@ -101,9 +94,8 @@ class PoseTable:
 
 def rounded(value, digits):
     """Returns a number with so many decimals; None for None and NaN."""
-    if value is None or np.isnan(value):
-        return None
-    return round(float(value), digits)
+    empty = value is None or np.isnan(value)
+    return None if empty else round(float(value), digits)
 
 
 def as_utf8(path):
@@ -133,12 +125,14 @@ class OutputPaths:
 
     def __init__(self, folder, found, table, overwrite=False):
         self.table = os.path.join(folder, table)
-        taken = {}  # in order
+        taken = {}  # keeps the order
         for source, place in found:
-            stem = os.path.join(folder, place, stem_of(source))
-            numbered = (f'{stem}_{n}' for n in itertools.count(2))
-            taken[next(path for path in itertools.chain([stem], numbered)
-                       if path not in taken)] = source
+            stem = path = os.path.join(folder, place, stem_of(source))
+            number = 1
+            while path in taken:
+                number += 1
+                path = f'{stem}_{number}'
+            taken[path] = source
         self.stems = list(taken)
         inputs = {os.path.realpath(source) for source, _ in found}
         for path in [self.table] + [stem + ending for stem in self.stems

@@ -85,7 +85,7 @@ class Pipeline:
 
         Args:
             found: see `find_inputs`.
-            stems: see `output.OutputPaths`.
+            stems: paths of the drawn files, without their endings.
 
         Raises:
             Interrupted: a signal came; what is done is written.
@@ -105,10 +105,6 @@ class Pipeline:
 
     def draw(self, source, stem):
         """Draws the heads in a picture, a video or a camera's frames.
-
-        Args:
-            source: path, address or camera.
-            stem: path of the drawn file, without its ending.
 
         Raises:
             UserError: the input, or a part of it, cannot be used, or the
@@ -188,11 +184,7 @@ class Pipeline:
 
 
 def show(image, title='head pose (q ends)'):
-    """Shows a frame in a window; returns False when the user closes it.
-
-    Raises:
-        InputError: there is no screen.
-    """
+    """Shows a frame in a window; returns False when the user closes it."""
     try:
         cv2.imshow(title, image)
         key = cv2.waitKey(1) & 0xFF

@@ -108,7 +108,6 @@ class Film(Moving):
     def __init__(self, source):
         self.source = source
         self.sound_packets = []
-        self.container = None
         try:
             rtsp = source.startswith('rtsp')
             self.container = av.open(
@@ -117,7 +116,6 @@ class Film(Moving):
                 options={'rtsp_transport': 'tcp'} if rtsp else {})
             self.video = self.video_stream()
         except (OSError, ValueError, av.FFmpegError) as error:
-            self.close()
             raise InputError(f'{printable(source)}: cannot be read as a '
                              f'picture or a video ({reason(error)})') from None
         self.video.thread_type = 'AUTO'
@@ -162,8 +160,8 @@ class Film(Moving):
                 frame.to_ndarray(format='bgr24'), frame.rotation // 90
             )), seconds
         if damage:
-            raise InputError(f'{printable(self.source)}: is damaged; {count} '
-                             f'frames are read ({damage[0]})')
+            raise InputError(f'{printable(self.source)}: only {count} frames '
+                             f'can be read ({damage[0]})')
 
     def frames(self, damage):
         """Yields frames; adds packets of sound, and errors to `damage`."""
@@ -183,8 +181,7 @@ class Film(Moving):
 
     def close(self):
         """Closes the file."""
-        if self.container:
-            self.container.close()
+        self.container.close()
 
 
 def reason(error):
