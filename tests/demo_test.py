@@ -75,6 +75,7 @@ def make_heads(*boxes, yaw=80.0):
                            np.array([[yaw, 0, 0]] * count), np.ones(count))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('grey', [20, 235])
 def test_the_angles_of_a_whole_picture_stand_inside_it(grey):
     image = np.full((300, 300, 3), grey, np.uint8)
@@ -84,6 +85,7 @@ def test_the_angles_of_a_whole_picture_stand_inside_it(grey):
     assert (image == grey).all()  # a copy
 
 
+@pytest.mark.quick
 def test_lines_say_what_they_are_and_no_other_face_covers_them(monkeypatch):
     drawn = []
     monkeypatch.setattr(output, 'draw_pose',
@@ -228,6 +230,7 @@ def test_an_input_is_never_replaced(run, snapshot, pictures):
         assert (other.read_bytes(), source.read_bytes()) == before
 
 
+@pytest.mark.quick
 def test_names_mirror_the_inputs(tmp_path):
     found = [('a/x.png', ''), ('b/x.png', ''), ('a/sub/x.png', 'sub'),
              ('a/x_2.png', ''), ('0', ''), ('http://x.org/a/b.mp4?c=d', '')]
@@ -262,7 +265,7 @@ def test_bad_input_is_named_and_the_rest_is_done(run, snapshot, pictures,
                          '--whole', '--snapshot', snapshot, '--output',
                          tmp_path / 'out')
     assert status == 1
-    assert f'{broken}: cannot be read as a picture' in err
+    assert f'{broken}: cannot be read as an image' in err
     assert 'empty: a folder without pictures' in err
     assert 'none.jpg: no such file, folder or camera' in err
     assert '3 inputs could not be used' in err
@@ -353,6 +356,7 @@ def test_names_of_any_bytes(run, snapshot, pictures, tmp_path, name):
         assert row['drawn'] == 'f\\xfcr.jpg'
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('options, message', [
     ([], 'INPUT'), (['x.jpg', '--box', '1,2,3'], 'x_min'),
     (['x.jpg', '--box', '5,5,1,9'], 'x_min'),

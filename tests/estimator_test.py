@@ -131,6 +131,7 @@ def test_without_pytorch_a_checkpoint_is_refused(snapshot, pictures,
     assert 'PyTorch' not in done.stderr
 
 
+@pytest.mark.quick
 def test_only_exports_are_run(tmp_path, monkeypatch):
     path = str(tmp_path / 'x.onnx')
     assert demo.load_backend(write_onnx(path)).size == SIZE

@@ -145,6 +145,7 @@ def test_odd_sizes_are_padded_not_scaled(call, tmp_path, shape):
                - picture(0, shape)).mean() < 30  # axes are drawn
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('rate', [119.997, 0.5, 1e5, 240])
 def test_any_frame_rate(tmp_path, rate):
     moving = video.Moving()
@@ -238,6 +239,7 @@ def test_a_damaged_animation_is_named(call, tmp_path):
     assert status == 1 and 'x.gif' in err
 
 
+@pytest.mark.quick
 def test_turned_video_is_upright(tmp_path):
     """As telephones record it: the pixels lie, and the file says so."""
     source = write_clip(tmp_path / 'clip.mp4', [0, 0.04])
@@ -341,6 +343,7 @@ def test_a_cameras_recording_lasts_as_long_as_it_lasted(monkeypatch, call,
     assert seconds[-1] - seconds[0] == pytest.approx(2.0, abs=0.01)
 
 
+@pytest.mark.quick
 def test_a_window_ends_with_its_close_button(monkeypatch):
     shown = {'key': -1, 'visible': 1.0}
     monkeypatch.setattr(cv2, 'imshow', lambda *_: None)

@@ -4,15 +4,14 @@ A picture is a uint8 array (H, W, 3), BGR, upright.  Python opens the files:
 OpenCV crashes on names that are not UTF-8.
 """
 import contextlib
-import warnings
 
 import cv2
 import numpy as np
-import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from headpose.errors import InputError
-from headpose.files import atomic, printable
+from headpose.errors import DataError
+from headpose.files import atomic
+from headpose.readers.images import check_image, image_faults
 
 try:  # optional: it reads the HEIC pictures of telephones
     import pillow_heif
@@ -29,18 +28,6 @@ ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # Pillow's names of formats whose
 GREY = 128  # behind transparent pixels
 
 
-@contextlib.contextmanager
-def picture_errors(path):
-    """Turns what decoders raise into an `InputError` that names the file."""
-    try:
-        with warnings.catch_warnings(action='ignore'):  # of odd metadata
-            yield
-    except Exception as error:  # neither Pillow nor simplejpeg has a list
-        reason = str(error).splitlines() or [type(error).__name__]
-        raise InputError(f'{printable(path)}: cannot be read as a picture '
-                         f'({reason[0]})') from None
-
-
 def open_picture(path):
     """Opens a file as a picture, without reading its pixels.
 
@@ -48,9 +35,9 @@ def open_picture(path):
         A `PIL.Image.Image`; None if the file is no picture, such as a video.
 
     Raises:
-        InputError: the file is a picture that cannot be read.
+        DataError: the file is a picture that cannot be read.
     """
-    with picture_errors(path):
+    with image_faults(path):
         with contextlib.suppress(UnidentifiedImageError):
             return Image.open(path)
         if path.lower().endswith(PICTURES):
@@ -66,7 +53,7 @@ def is_animation(path, picture):
         path: of the file.
         picture: what `open_picture` returned for it.
     """
-    with picture_errors(path):  # n_frames reads through the file
+    with image_faults(path):  # n_frames reads through the file
         return (picture.format in ANIMATED
                 and getattr(picture, 'n_frames', 1) > 1)
 
@@ -77,29 +64,17 @@ def read_pixels(path, picture):
     Args: see `is_animation`.
 
     Raises:
-        InputError: the file is damaged, or has no decoder here.
+        DataError: the file is damaged, or has no decoder here.
     """
-    with picture_errors(path):
-        if picture.format in ('JPEG', 'MPO') and picture.mode in ('RGB', 'L'):
-            check_jpeg(path)
+    if picture.format in ('JPEG', 'MPO'):
+        try:
+            check_image(path)
+        except DataError as error:
+            # Some cameras leave bytes behind a whole picture.
+            if 'extraneous bytes before marker 0xd9' not in str(error):
+                raise
+    with image_faults(path):
         return bgr(ImageOps.exif_transpose(picture))
-
-
-def check_jpeg(path):
-    """Raises ValueError where libjpeg guesses a part of a damaged JPEG.
-
-    Pillow returns the guess, such as half a picture of grey, without a word.
-    """
-    with open(path, 'rb') as file:
-        data = file.read()
-    try:
-        # At an eighth of its size, which reads every byte, too.
-        simplejpeg.decode_jpeg(data, 'GRAY', fastdct=True, fastupsample=True,
-                               min_height=1, min_width=1)
-    except ValueError as error:
-        # Some cameras leave bytes behind a whole picture.
-        if 'extraneous bytes before marker 0xd9' not in str(error):
-            raise
 
 
 def bgr(picture):

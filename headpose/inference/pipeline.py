@@ -145,7 +145,7 @@ class Pipeline:
               recording(target, moving) as recorder):
             try:
                 frames, empty = self.draw_frames(source, moving, recorder)
-            except InputError as error:
+            except UserError as error:
                 if not recorder.container:  # no frame at all
                     raise
                 failure = error  # the frames before are kept

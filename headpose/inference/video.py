@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from headpose.errors import InputError
 from headpose.files import atomic, printable
-from headpose.inference.pictures import bgr, picture_errors
+from headpose.inference.pictures import bgr
+from headpose.readers.images import image_faults
 
 URLS = ('http://', 'https://', 'rtsp://', 'rtsps://', 'rtmp://')
 USUAL_RATE = 25  # frames a second, of a video that names no rate
@@ -59,7 +60,7 @@ class Animation(Moving):
         seconds = 0.0
         frames = ImageSequence.Iterator(self.picture)
         for _ in range(self.total):
-            with picture_errors(self.path):
+            with image_faults(self.path):
                 image = bgr(next(frames))
                 # Browsers show a frame of no duration for a tenth of a second.
                 duration = self.picture.info.get('duration') or 100
