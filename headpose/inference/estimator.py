@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from headpose.errors import InputError
 from headpose.geometry.crop import crop_problem, protocol_crop
 
 
@@ -38,6 +39,9 @@ class Estimator:
 
         Returns:
             The `Heads`, and a line for each box that cannot be cropped.
+
+        Raises:
+            InputError: the network gives angles that are no numbers.
         """
         boxes, scores = self.detector(image)
         boxes = boxes.round(2)  # as in the table, whose boxes give these crops
@@ -48,6 +52,9 @@ class Estimator:
         angles, bin_std = np.empty((0, 3)), np.empty(0)
         if len(boxes):
             angles, bin_std = self.angles(image, boxes)
+        if not np.isfinite(angles).all():
+            raise InputError('the network gives angles that are no numbers '
+                             '(--snapshot)')
         return (Heads(boxes, scores, angles, bin_std),
                 [problem for problem in problems if problem])
 
