@@ -41,8 +41,7 @@ from headpose.errors import InputError, run_main, signals_noted
 from headpose.files import printable
 from headpose.training.options import SHIPPED, new_parser, number
 
-# Of the shipped checkpoint, from any folder.
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.abspath(__file__))  # with the checkpoint
 
 
 def box(text):
@@ -96,19 +95,16 @@ def parse_demo(argv=None):
 
 
 def load_backend(snapshot, gpu=-1, image_size=None):
-    """Returns a network, see `headpose.inference.backends`.
+    """Returns the network of an .onnx file or a checkpoint.
 
-    Args:
-        snapshot: .onnx file, checkpoint of either network, or a bare state
-            dict; the shipped one is that beside this file.
-        gpu: number of the GPU, -1 for the CPU; an .onnx file runs on the CPU.
-        image_size: side of the crops; None for the file's own.
+    PyTorch, which is optional here and takes seconds, is imported for
+    checkpoints alone; an .onnx file runs on the CPU.
     """
     from headpose.inference.backends import OnnxNetwork, TorchNetwork
 
     if snapshot.lower().endswith('.onnx'):
         return OnnxNetwork(snapshot, image_size)
-    try:  # PyTorch is optional here, and takes seconds
+    try:
         import torch
 
         from headpose.networks.fusion import for_inference
@@ -146,9 +142,8 @@ def main(argv=None):
     for message in bad:
         print(message, file=sys.stderr)
     if found:
-        paths = OutputPaths(options.output, found,
-                            'poses.json' if options.json else 'poses.csv',
-                            options.overwrite)
+        table = 'poses.json' if options.json else 'poses.csv'
+        paths = OutputPaths(options.output, found, table, options.overwrite)
         detector = make_detector(
             options.detector or YUNET, box=options.box, whole=options.whole,
             min_score=options.min_score)

@@ -3,6 +3,8 @@
 A backend has the `size` of its crops, and is called with crops, uint8 arrays
 (N, size, size, 3), RGB.  PyTorch itself is not imported.
 """
+import dataclasses
+
 import numpy as np
 
 from headpose.errors import InputError
@@ -17,17 +19,11 @@ except ImportError:
 OUTPUTS = ['angles', 'spread']  # of an export, beside its logits
 
 
+@dataclasses.dataclass
 class TorchNetwork:
-    """A network in PyTorch.
-
-    Args:
-        model: a `hopenet.PoseNetwork`, on its device, in eval mode.
-        size: side of the crops, pixels.
-    """
-
-    def __init__(self, model, size):
-        self.model = model
-        self.size = size
+    """A network in PyTorch."""
+    model: object  # a `hopenet.PoseNetwork`, on its device, in eval mode
+    size: int      # side of the crops, pixels
 
     def __call__(self, crops, flip=False):
         """Returns angles (N, 3) and the bins' std (N,), both in degrees.

@@ -76,14 +76,10 @@ def iou(box, others, of_smaller=False):
 
 
 def non_maximum_suppression(boxes, scores):
-    """Returns the indices of the boxes that stay, highest score first.
+    """Returns the indices of the boxes (N, 4) to keep, highest score first.
 
     The overlap is a share of the smaller box: YuNet finds small faces in a
     large one's eyes and mouth, whose IoU with the face is near 0.
-
-    Args:
-        boxes: (N, 4).
-        scores: (N,).
     """
     kept = []
     for index in np.argsort(-np.asarray(scores), kind='stable'):
@@ -103,11 +99,7 @@ def shrink(image, longest):
 
 
 def turn_picture(image, degrees):
-    """Turns a picture about its centre, and keeps its corners.
-
-    Args:
-        image: (H, W) or (H, W, 3).
-        degrees: counterclockwise.
+    """Turns a picture counterclockwise, and keeps its corners.
 
     Returns:
         The larger picture, and the matrix (2, 3) that maps pixels into it.

@@ -1,4 +1,6 @@
 """A picture to the angles of the heads in it."""
+import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -17,25 +19,15 @@ class Heads(NamedTuple):
     bin_std: np.ndarray  # (N,) degrees: of the bins' probabilities
 
 
+@dataclasses.dataclass
 class Estimator:
-    """Finds heads and their angles.
-
-    Args:
-        detector: see `detector.make_detector`.
-        network: see backends.py.
-        flip: give the mean rotation of each crop and of its mirror image.
-    """
-
-    def __init__(self, detector, network, flip=False):
-        self.detector = detector
-        self.network = network
-        self.flip = flip
+    """Finds heads and their angles."""
+    detector: Callable  # see `detector.make_detector`
+    network: Callable   # see backends.py
+    flip: bool = False  # give the mean of each crop and its mirror image
 
     def __call__(self, image):
-        """Finds the heads in a picture.
-
-        Args:
-            image: BGR, (H, W, 3).
+        """Finds the heads in a picture, BGR (H, W, 3).
 
         Returns:
             The `Heads`, and a line for each box that cannot be cropped.

@@ -25,11 +25,9 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 class PoseTable:
-    """Collects rows of FIELDS and writes them.
+    """Collects rows of FIELDS, with `matrix` of MATRIX too, for a file.
 
-    Args:
-        path: of the file, .csv or .json.
-        matrix: add the rotation matrix, row by row.
+    The file's name ends in .csv or .json.
     """
 
     def __init__(self, path, matrix=False):
@@ -159,11 +157,9 @@ def stem_of(source):
 
 
 def draw_heads(image, heads, cube=False, labels=None):
-    """Returns a copy of a BGR picture with the heads' pose drawn.
+    """Returns a copy of a BGR picture with the pose of its `Heads` drawn.
 
     Args:
-        image: BGR, (H, W, 3).
-        heads: `estimator.Heads`.
         cube: draw cubes, not axes.
         labels: N numbers to write at the faces.
     """

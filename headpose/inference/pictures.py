@@ -47,21 +47,14 @@ def open_picture(path):
 
 
 def is_animation(path, picture):
-    """Says whether a Pillow image is one of several that follow in time.
-
-    Args:
-        path: of the file.
-        picture: what `open_picture` returned for it.
-    """
+    """Says whether a Pillow image of a file is the first of an animation."""
     with image_faults(path):  # n_frames reads through the file
         return (picture.format in ANIMATED
                 and getattr(picture, 'n_frames', 1) > 1)
 
 
 def read_pixels(path, picture):
-    """Returns the BGR pixels (H, W, 3) of a still, upright.
-
-    Args: see `is_animation`.
+    """Returns the BGR pixels (H, W, 3) of a file's Pillow image, upright.
 
     Raises:
         DataError: the file is damaged, or has no decoder here.

@@ -1,7 +1,9 @@
 """Inputs to results: finds pictures and video, draws the heads in each."""
 import contextlib
+import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 
 import cv2
 from tqdm import tqdm
@@ -9,7 +11,8 @@ from tqdm import tqdm
 from headpose.errors import InputError, Interrupted, UserError
 from headpose.files import printable
 from headpose.geometry.pose import AXES
-from headpose.inference.output import draw_heads
+from headpose.inference.estimator import Estimator
+from headpose.inference.output import PoseTable, draw_heads
 from headpose.inference.pictures import (PICTURES, is_animation, open_picture,
                                          read_pixels, write_jpeg)
 from headpose.inference.tracker import Tracker
@@ -59,26 +62,15 @@ def pictures_in(folder, recursive, output):
             and os.path.realpath(os.path.join(place, name)) != skipped)
 
 
+@dataclasses.dataclass
 class Pipeline:
-    """Estimates, draws and notes the heads in one input after the other.
-
-    Args:
-        estimate: an `estimator.Estimator`.
-        table: the `output.PoseTable` that notes the heads.
-        cube: draw cubes, not axes.
-        smooth: weight of a video's earlier frames, see `tracker.Tracker`.
-        window: show a camera's frames.
-        received: list of the signals received; the first ends the run.
-    """
-
-    def __init__(self, estimate, table, cube=False, smooth=0.0, window=False,
-                 received=()):
-        self.estimate = estimate
-        self.table = table
-        self.cube = cube
-        self.smooth = smooth
-        self.window = window
-        self.received = received
+    """Estimates, draws and notes the heads in one input after the other."""
+    estimate: Estimator
+    table: PoseTable
+    cube: bool = False   # draw cubes, not axes
+    smooth: float = 0.0  # weight of a video's earlier frames, see `Tracker`
+    window: bool = False  # show a camera's frames
+    received: Sequence[int] = ()  # signals received; the first ends the run
 
     def draw_all(self, found, stems):
         """Draws the heads in all inputs; returns messages of the failures.

@@ -37,15 +37,10 @@ def is_live(source):
 
 
 class Moving:
-    """Moving pictures; iterating yields pictures and seconds.
-
-    Attributes:
-        total: number of frames, or None where it is not known.
-        rate: frames a second, on average.
-        sound: an `av.AudioStream`, or None.
-    """
-    total = sound = None
-    rate = USUAL_RATE
+    """Moving pictures; iterating yields pictures and seconds."""
+    total = None  # number of frames, where it is known
+    rate = USUAL_RATE  # frames a second, on average
+    sound = None  # an `av.AudioStream`
 
 
 class Animation(Moving):
@@ -284,9 +279,7 @@ def recording(path, moving):
     with atomic(path) as temporary:
         recorder = Recorder(temporary, moving)
         try:
-            try:
+            with contextlib.closing(recorder):
                 yield recorder
-            finally:
-                recorder.close()
         except av.FFmpegError as error:
             raise OSError(reason(error)) from None
