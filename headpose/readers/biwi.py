@@ -44,7 +44,7 @@ import numpy as np
 from headpose.errors import fault
 from headpose.files import printable, read_bytes
 from headpose.geometry.pose import angles_of
-from headpose.readers import table as tables
+from headpose.readers.table import annotate, read_table
 
 # Where a data folder may have the sequences 01 to 24; the last is in
 # Opal23's list.
@@ -65,7 +65,7 @@ MAX_POSE = 4096  # bytes; a pose.txt has some 120
 NO_ROTATION = 1e-3  # so far may its six digits be from a rotation's
 # From camera axes (right, down, away) to ours (right, down, to us), and the
 # head's likewise: the two changes of sign meet in z's row and column.
-TURN = np.array([[1, 1, -1], [1, 1, -1], [-1, -1, 1]])
+CAMERA_TO_IMAGE_SIGNS = np.array([[1, 1, -1], [1, 1, -1], [-1, -1, 1]])
 
 
 def sequence(name):
@@ -107,7 +107,7 @@ def read_boxes(data_dir, labels):
     """Reads the table that has the boxes.
 
     Returns:
-        A `table.Table`, with frames of the data folder and people for
+        A `table.LabelTable`, with frames of the data folder and people for
         groups, no angles; and the numbers of frames in the folder, a dict by
         sequence.
 
@@ -115,7 +115,7 @@ def read_boxes(data_dir, labels):
         DataError: see `table.read_table` and `find_frames`.
     """
     frames = find_frames(data_dir)
-    table = tables.read_table(labels, with_angles=False)
+    table = read_table(labels, with_angles=False)
     rows, bad, seen = [], list(table.bad), set()
     for row in table.rows:
         match = FRAME.search(row.image)
@@ -156,19 +156,18 @@ def read_pose(path):
     if not (np.abs(rotation @ rotation.T - np.eye(3)).max() < NO_ROTATION
             and np.linalg.det(rotation) > 0 and np.isfinite(values).all()):
         raise fault(path, 'its matrix is no rotation')
-    return angles_of(rotation * TURN)
+    return angles_of(rotation * CAMERA_TO_IMAGE_SIGNS)
 
 
-def row_angles(data_dir, row):
-    """Returns the angles of a row of `read_boxes`; see `read_pose`."""
-    path = os.path.join(data_dir, row.name)
+def frame_angles(path):
+    """Returns the angles of a frame, by the path of its image without .png."""
     return read_pose(path.removesuffix('_rgb') + '_pose.txt')
 
 
 def read_annotations(data_dir, labels, filename_list=None):
-    """Reads the frames of a table of boxes; see `table.chosen`."""
+    """Reads the frames of a table of boxes; see `table.annotate`."""
     table, counts = read_boxes(data_dir, labels)
-    found = tables.chosen(data_dir, table, filename_list, row_angles)
+    found = annotate(data_dir, table, filename_list, frame_angles)
     return found._replace(frames=counts)
 
 

@@ -1,0 +1,157 @@
+"""A data folder's images with their labels: found, and checked to the byte."""
+import os
+
+from tqdm import tqdm
+
+from headpose.errors import DataError, fault
+from headpose.files import printable
+from headpose.geometry.crop import crop_problem
+from headpose.geometry.pose import beyond_range
+from headpose.readers import biwi
+from headpose.readers.images import (ENDINGS, check_image, find_images,
+                                     two_images)
+from headpose.readers.lists import can_be_listed
+from headpose.readers.mat import read_labels
+from headpose.readers.pool import map_files
+from headpose.readers.table import read_table
+
+# Folders without images: of the releases, and what macOS adds to archives.
+NOT_PAIRS = ('Code', 'landmarks', '__MACOSX')
+
+
+def find_pairs(folder, dataset, include_flips=False):
+    """Lists the images of a data set with .mat files.
+
+    AFLW2000's files lie in the folder itself, 300W-LP's in subfolders, the
+    release's and one's own.
+
+    Args:
+        folder: of the data set.
+        dataset: 'AFLW2000' or '300W_LP'.
+        include_flips: list 300W-LP's *_Flip folders, too.
+
+    Returns:
+        pairs: sorted (name, image file, None), relative to the folder, of
+            names that have an image and a .mat file.
+        bad: a line for each other name: one file without the other, two
+            images, a name that no list can hold.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    pairs, bad = [], []
+    try:
+        for subfolder in find_subfolders(folder, dataset, include_flips):
+            images = find_images(folder, subfolder)
+            mats = find_mats(folder, subfolder)
+            bad += [f'{printable(name)}.mat has no image '
+                    f'({", ".join(ENDINGS)})' for name in mats - images.keys()]
+            for name, files in images.items():
+                problem = pair_problem(name, files, mats)
+                if problem:
+                    bad.append(f'{printable(files[0])}: {problem}')
+                else:
+                    pairs.append((name, files[0], None))
+    except OSError as error:
+        raise fault(error.filename, error.strerror) from None
+    return sorted(pairs), sorted(bad)
+
+
+def find_rows(folder, dataset, path):
+    """Lists the images of a table of labels.
+
+    Args:
+        folder: that the images are relative to.
+        dataset: 'BIWI', or another, which does not matter.
+        path: of the table.
+
+    Returns:
+        pairs: sorted (name, image file, `table.Row`).
+        bad: a line for each row that cannot be used.
+
+    Raises:
+        DataError: the file is no table, or BIWI is not in the folder.
+    """
+    table = (biwi.read_boxes(folder, path)[0] if dataset == 'BIWI'
+             else read_table(path))
+    return sorted(((row.name, row.image, row) for row in table.rows),
+                  key=lambda pair: pair[0]), list(table.bad)
+
+
+def find_subfolders(folder, dataset, include_flips):
+    """Returns the folders of a data set that may hold pairs."""
+    if dataset != '300W_LP':
+        return ['']
+    return [entry.name for entry in os.scandir(folder)
+            if entry.is_dir() and entry.name not in NOT_PAIRS
+            and not entry.name.startswith('.')
+            and (include_flips or not entry.name.endswith('_Flip'))]
+
+
+def find_mats(folder, subfolder):
+    """Returns the set of names, relative to the folder, that have a .mat."""
+    return {os.path.join(subfolder, file.removesuffix('.mat'))
+            for file in os.listdir(os.path.join(folder, subfolder))
+            if file.endswith('.mat') and not file.startswith('._')}
+
+
+def pair_problem(name, files, mats):
+    """Says why a name with images is no pair, or returns None.
+
+    Args:
+        name: relative to the data folder.
+        files: the name's images, see `find_images`.
+        mats: the names that have a .mat file.
+    """
+    if name not in mats:
+        return 'has no .mat'
+    if len(files) > 1:
+        return two_images(files, name)
+    if not can_be_listed(name):
+        return ('no list can hold this name: it has a line end, or starts or '
+                'ends with a space')
+    return None
+
+
+def check_pair(path, image, row=None):
+    """Reads an image and its labels as strictly as training and test do.
+
+    Args:
+        path: of the image without extension; the labels' file is named so.
+        image: path of the image.
+        row: the image's `table.Row`; None: the labels are in a .mat file.
+
+    Returns:
+        Which angle is beyond +-99 degrees, in words; None for a good pair.
+
+    Raises:
+        DataError: the image or its labels cannot be used.
+    """
+    try:
+        if row is None:
+            angles, box = read_labels(f'{path}.mat')
+        else:
+            angles, box = row.angles, row.box
+            if angles is None:
+                angles = biwi.frame_angles(path)
+        problem = crop_problem(box, *check_image(image))
+        if problem:
+            raise fault(image, problem)
+    except DataError as error:
+        raise DataError(f'{row.where}: {error}' if row
+                        else str(error)) from None
+    return beyond_range(angles)
+
+
+def check_pairs(folder, pairs, workers):
+    """Yields the result of `check_pair`, or its error, of each pair.
+
+    Args:
+        folder: of the data set.
+        pairs: (name, image file, row or None), see `find_pairs`.
+        workers: processes.
+    """
+    items = [(os.path.join(folder, name), os.path.join(folder, image), row)
+             for name, image, row in pairs]
+    yield from tqdm(map_files(check_pair, items, workers), 'checking',
+                    len(items), leave=False, disable=None)
