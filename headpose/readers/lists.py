@@ -110,7 +110,7 @@ def listed_images(data_dir, filename_list):
         files = folders[folder].get(name, [])
         if len(files) > 1:
             raise fault(os.path.join(data_dir, files[0]),
-                        two_images(files, name))
+                        two_images(name, files[1:]))
         if not files:
             extension = os.path.splitext(name)[1].lower()
             raise fault(

@@ -1,4 +1,5 @@
-"""A data folder's images with their labels: found, and checked to the byte."""
+"""A data folder's images with their labels: found, and read to the last byte.
+"""
 import os
 
 from tqdm import tqdm
@@ -22,19 +23,15 @@ NOT_PAIRS = ('Code', 'landmarks', '__MACOSX')
 def find_pairs(folder, dataset, include_flips=False):
     """Lists the images of a data set with .mat files.
 
-    AFLW2000's files lie in the folder itself, 300W-LP's in subfolders, the
-    release's and one's own.
-
     Args:
         folder: of the data set.
-        dataset: 'AFLW2000' or '300W_LP'.
+        dataset: 'AFLW2000', whose files lie in the folder, or '300W_LP',
+            whose files lie in subfolders, the release's or one's own.
         include_flips: list 300W-LP's *_Flip folders, too.
 
     Returns:
-        pairs: sorted (name, image file, None), relative to the folder, of
-            names that have an image and a .mat file.
-        bad: a line for each other name: one file without the other, two
-            images, a name that no list can hold.
+        pairs: sorted (name, image file, None), relative to the folder.
+        bad: a line for each name that is no pair, sorted.
 
     Raises:
         DataError: a folder cannot be read.
@@ -43,18 +40,33 @@ def find_pairs(folder, dataset, include_flips=False):
     try:
         for subfolder in find_subfolders(folder, dataset, include_flips):
             images = find_images(folder, subfolder)
-            mats = find_mats(folder, subfolder)
-            bad += [f'{printable(name)}.mat has no image '
-                    f'({", ".join(ENDINGS)})' for name in mats - images.keys()]
-            for name, files in images.items():
-                problem = pair_problem(name, files, mats)
+            mats = find_images(folder, subfolder, ('.mat',))
+            for name in images.keys() | mats.keys():
+                file, *others = images.get(name) or mats[name]
+                problem = (
+                    f'has no image ({", ".join(ENDINGS)})'
+                    if name not in images else 'has no .mat'
+                    if name not in mats else two_images(name, others)
+                    if others else None if can_be_listed(name) else
+                    'no list can hold this name: it has a line end, or '
+                    'starts or ends with a space')
                 if problem:
-                    bad.append(f'{printable(files[0])}: {problem}')
+                    bad.append(f'{printable(file)}: {problem}')
                 else:
-                    pairs.append((name, files[0], None))
+                    pairs.append((name, file, None))
     except OSError as error:
         raise fault(error.filename, error.strerror) from None
     return sorted(pairs), sorted(bad)
+
+
+def find_subfolders(folder, dataset, include_flips):
+    """Returns the folders of a data set that may hold pairs."""
+    if dataset != '300W_LP':
+        return ['']
+    return [entry.name for entry in os.scandir(folder)
+            if entry.is_dir() and entry.name not in NOT_PAIRS
+            and not entry.name.startswith('.')
+            and (include_flips or not entry.name.endswith('_Flip'))]
 
 
 def find_rows(folder, dataset, path):
@@ -75,42 +87,21 @@ def find_rows(folder, dataset, path):
     table = (biwi.read_boxes(folder, path)[0] if dataset == 'BIWI'
              else read_table(path))
     return sorted(((row.name, row.image, row) for row in table.rows),
-                  key=lambda pair: pair[0]), list(table.bad)
+                  key=lambda pair: pair[0]), table.bad
 
 
-def find_subfolders(folder, dataset, include_flips):
-    """Returns the folders of a data set that may hold pairs."""
-    if dataset != '300W_LP':
-        return ['']
-    return [entry.name for entry in os.scandir(folder)
-            if entry.is_dir() and entry.name not in NOT_PAIRS
-            and not entry.name.startswith('.')
-            and (include_flips or not entry.name.endswith('_Flip'))]
-
-
-def find_mats(folder, subfolder):
-    """Returns the set of names, relative to the folder, that have a .mat."""
-    return {os.path.join(subfolder, file.removesuffix('.mat'))
-            for file in os.listdir(os.path.join(folder, subfolder))
-            if file.endswith('.mat') and not file.startswith('._')}
-
-
-def pair_problem(name, files, mats):
-    """Says why a name with images is no pair, or returns None.
+def check_pairs(folder, pairs, workers):
+    """Yields the result of `check_pair`, or its error, of each pair.
 
     Args:
-        name: relative to the data folder.
-        files: the name's images, see `find_images`.
-        mats: the names that have a .mat file.
+        folder: of the data set.
+        pairs: see `find_pairs` and `find_rows`.
+        workers: processes.
     """
-    if name not in mats:
-        return 'has no .mat'
-    if len(files) > 1:
-        return two_images(files, name)
-    if not can_be_listed(name):
-        return ('no list can hold this name: it has a line end, or starts or '
-                'ends with a space')
-    return None
+    items = [(os.path.join(folder, name), os.path.join(folder, image), row)
+             for name, image, row in pairs]
+    yield from tqdm(map_files(check_pair, items, workers), 'checking',
+                    len(items), leave=False, disable=None)
 
 
 def check_pair(path, image, row=None):
@@ -122,7 +113,7 @@ def check_pair(path, image, row=None):
         row: the image's `table.Row`; None: the labels are in a .mat file.
 
     Returns:
-        Which angle is beyond +-99 degrees, in words; None for a good pair.
+        The angle beyond +-99 degrees, in words; None for a good pair.
 
     Raises:
         DataError: the image or its labels cannot be used.
@@ -131,27 +122,12 @@ def check_pair(path, image, row=None):
         if row is None:
             angles, box = read_labels(f'{path}.mat')
         else:
-            angles, box = row.angles, row.box
-            if angles is None:
-                angles = biwi.frame_angles(path)
-        problem = crop_problem(box, *check_image(image))
-        if problem:
+            box = row.box
+            angles = (biwi.frame_angles(path) if row.angles is None
+                      else row.angles)
+        if problem := crop_problem(box, *check_image(image)):
             raise fault(image, problem)
     except DataError as error:
         raise DataError(f'{row.where}: {error}' if row
                         else str(error)) from None
     return beyond_range(angles)
-
-
-def check_pairs(folder, pairs, workers):
-    """Yields the result of `check_pair`, or its error, of each pair.
-
-    Args:
-        folder: of the data set.
-        pairs: (name, image file, row or None), see `find_pairs`.
-        workers: processes.
-    """
-    items = [(os.path.join(folder, name), os.path.join(folder, image), row)
-             for name, image, row in pairs]
-    yield from tqdm(map_files(check_pair, items, workers), 'checking',
-                    len(items), leave=False, disable=None)

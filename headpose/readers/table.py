@@ -1,11 +1,9 @@
 """One's own labels: a table of images, face boxes and angles.
 
-The table, mine.csv:
+The table, mine.csv, and the folder, pictures/, with anna/01.jpg in it:
 
     image,x_min,y_min,x_max,y_max,yaw,pitch,roll,group
     anna/01.jpg,120,80,310,330,-12.5,4,1.5,anna
-
-pictures/ is the folder, with anna/01.jpg in it:
 
     python filename_generator.py --labels mine.csv --dataset_path pictures
     python test_shufflenet.py --labels mine.csv --data_dir pictures \\
@@ -15,18 +13,16 @@ pictures/ is the folder, with anna/01.jpg in it:
 
 The first command checks everything, and names the lines that are wrong; its
 list of usable images is for --filename_list, without which all rows are used.
-The second draws the shipped network's axes, and writes its angles and the
-table's below each other into output/images/: where one of the three has the
-other sign, or another order, in picture after picture, the table's convention
-is not this project's (see headpose/geometry/pose.py).
+The second writes the shipped network's angles and the table's below each
+other into output/images/: where one of the three has the other sign, or
+another order, in picture after picture, the table's convention is not this
+project's (headpose/geometry/pose.py).
 
 The separator is a comma or a semicolon, decimals take a point, columns come
-in any order, and other columns are ignored.  The image's column is called
-image, path or file, and is relative to the data folder.  The box, in pixels,
-goes around the face from brows to chin; its columns may be called tl_x, tl_y,
-br_x, br_y, too.  Images of one group (a person, a video) stay on one side of
-the training split; without that column names decide, as they do for 300W-LP
-(`lists.photograph`).
+in any order, and other columns are ignored.  Images are relative to the data
+folder.  The box, in pixels, goes around the face from brows to chin.  Images
+of one group (a person, a video) stay on one side of the training split;
+without that column names decide, as for 300W-LP (`lists.photograph`).
 
 The list that Opal23 publishes for BIWI (github.com/pcr-upm/opal23_headpose,
 annotations/biwi_ann.txt) is read as it is: a # before the names of the
@@ -49,14 +45,14 @@ from headpose.readers.lists import (Annotations, can_be_listed, leaves_folder,
                                     read_numbered_list)
 
 MAX_TABLE = 2 ** 28  # bytes
-IMAGE = ('image', 'path', 'file')
-BOXES = (('x_min', 'y_min', 'x_max', 'y_max'),
-         ('tl_x', 'tl_y', 'br_x', 'br_y'))
-GROUP = 'group'
+BOX = ('x_min', 'y_min', 'x_max', 'y_max')
+# Our names of columns, and others' that are taken for them.
+OTHER_NAMES = {'image': ('path', 'file'), 'x_min': ('tl_x',),
+               'y_min': ('tl_y',), 'x_max': ('br_x',), 'y_max': ('br_y',)}
 # Opal23's columns, after a #, and its signs: its AFLW2000 list has image00004
 # at -68.155, whose Pose_Para has 68.155; its BIWI list has 12/frame_00003 at
 # -9.327, which HopeNet's conversion of its pose.txt puts at 9.327.
-OPAL23 = ('image', 'tl_x', 'tl_y', 'br_x', 'br_y', *AXES)
+OPAL23 = ['#', 'image', 'tl_x', 'tl_y', 'br_x', 'br_y', *AXES]
 OPAL23_SIGNS = (-1, 1, 1)
 LONGEST = 40  # characters of a cell that a message shows
 
@@ -91,23 +87,29 @@ def read_table(path, with_angles=True):
     """
     data = read_bytes(path, MAX_TABLE)
     (line, header), *records = read_records(path, data)
-    width, places, signs = find_columns(f'{printable(path)}: line {line}',
-                                        header, with_angles)
-    rows, bad, first = [], [], {}
+    names, signs = column_names(path, line, header)
+    axes = AXES if with_angles else ()
+    missing = [name for name in ('image', *BOX, *axes) if name not in names]
+    if missing:
+        raise fault(path, f'line {line}: there is no column '
+                    f'{", ".join(missing)}; wanted are image (or path, file), '
+                    'x_min, y_min, x_max, y_max (or tl_x, tl_y, br_x, br_y)'
+                    + ', yaw, pitch, roll' * with_angles)
+    if not records:
+        raise fault(path, 'has no row below the names of its columns')
+    rows, bad, lines = [], [], {}
     for line, cells in records:
         where = f'{printable(path)}: line {line}'
         try:
-            row = read_row(where, cells, width, places, signs)
-            if row.name in first:
+            row = read_row(where, names, cells, axes, signs)
+            if row.name in lines:
                 raise DataError(f'{printable(row.image)} is listed already, '
-                                f'in line {first[row.name]}')
+                                f'in line {lines[row.name]}')
         except DataError as error:
             bad.append(f'{where}: {error}')
         else:
-            first[row.name] = line
+            lines[row.name] = line
             rows.append(row)
-    if not records:
-        raise fault(path, 'has no row below the names of its columns')
     return LabelTable(path, rows, bad, hashlib.sha256(data).hexdigest()[:16])
 
 
@@ -124,9 +126,9 @@ def read_records(path, data):
     if b'\0' in data:  # UTF-16, or no text at all
         raise fault(path, 'is not a text file in UTF-8')
     text = data.decode('utf-8-sig', 'surrogateescape')
-    header = (text.lstrip().splitlines() or [''])[0]
+    header = (text.lstrip().splitlines() or [','])[0]
     separator = max(',;', key=header.count)
-    if header and separator not in header:
+    if separator not in header:
         raise fault(path, 'line 1: there is no comma and no semicolon '
                     'between the names of columns')
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=separator,
@@ -145,95 +147,74 @@ def read_records(path, data):
     return records
 
 
-def find_columns(where, header, with_angles=True):
-    """Finds the columns of a table.
+def column_names(path, line, header):
+    """Returns our names of a table's columns, and the signs of its angles.
 
     Args:
-        where: the file and the line.
-        header: the names of the columns.
-        with_angles: they must be among them.
-
-    Returns:
-        The number of columns, a dict of our names (image, x_min ..., yaw ...,
-        group) to their places, and the signs of the angles.
+        path, line: for messages.
+        header: the names in the table.
 
     Raises:
-        DataError: a column is missing, or there twice.
+        DataError: two columns have one name.
     """
     names = [name.lower() for name in header]
     while not names[-1]:  # Opal23's line ends in a separator
         names.pop()
-    signs = (1, 1, 1)
+    signs = OPAL23_SIGNS if names == OPAL23 else (1, 1, 1)
     if names[0] == '#':  # a comment's mark; rows have nothing there
         del names[0]
-        if tuple(names) == OPAL23:
-            signs = OPAL23_SIGNS
     for name in names:
         if name and names.count(name) > 1:
-            raise DataError(f'{where}: there are two columns '
-                            f'{printable(name)}')
-    axes = AXES if with_angles else ()
-    image = [name for name in IMAGE if name in names]
-    box = next((box for box in BOXES if set(box) <= set(names)), BOXES[0])
-    missing = ([] if image else [' or '.join(IMAGE)]) + [
-        name for name in (*box, *axes) if name not in names]
-    if missing:
-        raise DataError(
-            f'{where}: there is no column {", ".join(missing)}; wanted are '
-            f'{", ".join(("image", *BOXES[0], *axes))} (or the box as '
-            f'{", ".join(BOXES[1])})')
-    places = {'image': names.index(image[0]),
-              **dict(zip((*BOXES[0], *axes),
-                         map(names.index, (*box, *axes))))}
-    if GROUP in names:
-        places[GROUP] = names.index(GROUP)
-    return len(names), places, signs
+            raise fault(path, f'line {line}: there are two columns '
+                        f'{printable(name)}')
+    for name, others in OTHER_NAMES.items():
+        other = next((other for other in others if other in names), None)
+        if other and name not in names:
+            names[names.index(other)] = name
+    return names, signs
 
 
-def read_row(where, cells, width, places, signs):
+def read_row(where, names, cells, axes, signs):
     """Returns a `Row`.
 
     Args:
         where: the file and the line.
+        names: of the columns.
         cells: strings.
-        width, places, signs: see `find_columns`.
+        axes: the names of the angles' columns; none: no angles.
+        signs: of the angles.
 
     Raises:
         DataError: something is wrong with the row.
     """
-    while len(cells) > width and not cells[-1]:
+    while len(cells) > len(names) and not cells[-1]:
         cells = cells[:-1]
-    if len(cells) != width:
+    if len(cells) != len(names):
         raise DataError(f'there are {len(cells)} cells, where the first line '
-                        f'names {width} columns')
-    image = os.path.normpath(cells[places['image']])
-    if not cells[places['image']]:
+                        f'names {len(names)} columns')
+    values = dict(zip(names, cells))
+    if not values['image']:
         raise DataError('the image is not named')
+    image = os.path.normpath(values['image'])
     if leaves_folder(image):
         raise DataError(f'{printable(image)} is no name relative to the data '
                         'folder, of an image inside of it')
     name = os.path.splitext(image)[0]
     if not can_be_listed(name):
         raise DataError(f'{printable(image)}: no list can hold this name')
-    box, angles = (np.array([read_number(name, cells[places[name]])
-                             for name in names if name in places])
-                   for names in (BOXES[0], AXES))
-    problem = crop_problem(box)
-    if problem:
+    box, angles = (np.array([read_number(name, values[name])
+                             for name in columns]) for columns in (BOX, axes))
+    if problem := crop_problem(box):
         raise DataError(problem)
-    group = cells[places[GROUP]] if GROUP in places else None
+    group = values.get('group')
     if group == '':
         raise DataError('the group is not named')
-    return Row(where, name, image, box,
-               angles * signs if len(angles) else None, group)
+    return Row(where, name, image, box, angles * signs if axes else None,
+               group)
 
 
 def read_number(name, text):
-    """Returns the finite number in a cell.
-
-    Args:
-        name: of its column.
-        text: of the cell.
+    """Returns the finite number in a cell of a column.
 
     Raises:
         DataError: there is none.
