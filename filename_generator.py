@@ -27,7 +27,6 @@ from headpose.training.options import (DATASETS, LABELS, check_boxes, cores,
 
 EXPECTED_AFLW2000 = 1969
 BAD_SHOWN = 20
-DATA_FILES = ('.jpg', '.jpeg', '.png', '.mat')
 
 
 def parse_options(argv=None):
@@ -62,28 +61,51 @@ def default_path(dataset):
 
 
 def list_path(folder, output, labels):
-    """Returns where the list goes.
-
-    Args:
-        folder: of the data set.
-        output: the option, or None.
-        labels: the table, or None.
+    """Returns the path of the list: --output, or in the data folder.
 
     Raises:
         DataError: the list would replace a file that it is made of.
     """
     path = output or os.path.join(folder, 'filename_list.txt')
-    if (os.path.splitext(path)[1].lower() in DATA_FILES or labels
-            and os.path.realpath(path) == os.path.realpath(labels)):
+    if (path.lower().endswith(('.jpg', '.jpeg', '.png', '.mat'))
+            or labels and os.path.realpath(path) == os.path.realpath(labels)):
         raise fault(path, 'a list would replace an image or its labels')
     return path
 
 
-def check_bad(bad, folder, skip_bad):
-    """Prints what cannot be used, a list of lines.
+def sort_out(found, results, bad):
+    """Sorts images by their results.
+
+    Args:
+        found: tuples that start with an image's name.
+        results: of `pairs.check_pairs`.
+        bad: lines about other files, which errors are added to.
+
+    Returns:
+        A list of good names; a dict of dropped names to the reasons.
 
     Raises:
-        DataError: there is something, and it is not to be left out.
+        Interrupted: a signal came.
+    """
+    kept, dropped = [], {}
+    with signals_noted() as received, contextlib.closing(results):
+        for (name, *_), result in zip(found, results):
+            if received:
+                raise Interrupted(received[0])
+            if isinstance(result, DataError):
+                bad.append(str(result))
+            elif result:
+                dropped[name] = result
+            else:
+                kept.append(name)
+    return kept, dropped
+
+
+def report_bad(bad, folder, skip_bad):
+    """Prints the lines about files that cannot be used, if there are any.
+
+    Raises:
+        DataError: they are not to be left out.
     """
     for line in bad[:BAD_SHOWN]:
         print(line, file=sys.stderr)
@@ -94,23 +116,8 @@ def check_bad(bad, folder, skip_bad):
                     'no list is written (--skip_bad leaves them out)')
 
 
-def check_kept(kept, folder, dataset, labels):
-    """Raises DataError if there is no image to list."""
-    if kept:
-        return
-    if labels:
-        raise fault(folder, f'{printable(labels)} leaves no image to list')
-    raise fault(folder, 'no .jpg and .mat pairs to list' + (
-        '; the pairs of 300W-LP lie in subfolders (AFW, HELEN, ...)'
-        if dataset == '300W_LP' else ''))
-
-
 def write_list(path, names):
-    """Writes a list as a whole, or leaves the old one.
-
-    Raises:
-        DataError: the list cannot be written.
-    """
+    """Writes a list; raises DataError, and leaves an old one, if it cannot."""
     try:
         with atomic(path) as temporary, open(
                 temporary, 'w', encoding='utf-8', errors='surrogateescape',
@@ -119,27 +126,6 @@ def write_list(path, names):
     except RunError as error:
         raise DataError(f'{error}; --output FILE writes the list '
                         'elsewhere') from None
-
-
-def report(path, kept, dropped, bad, dataset):
-    """Prints how many images are listed, and why others are not.
-
-    Args:
-        path: of the list.
-        kept: the names in it.
-        dropped: a dict of names to the angle that is beyond the range.
-        bad: lines about files that cannot be used.
-        dataset: AFLW2000 has a known number of images.
-    """
-    for name, reason in dropped.items():
-        print(f'dropped {printable(name)}: {reason}')
-    print(f'{printable(path)}: {len(kept):,} kept, {len(dropped):,} dropped '
-          f'(an angle beyond +-99 degrees), {len(bad):,} unusable')
-    if dataset == 'AFLW2000':
-        verdict = ('as expected' if len(kept) == EXPECTED_AFLW2000 else
-                   'this is not the whole release')
-        print(f'AFLW2000 has {EXPECTED_AFLW2000:,} images within +-99 '
-              f'degrees: {verdict}')
 
 
 def main(argv=None):
@@ -155,22 +141,23 @@ def main(argv=None):
     found, bad = (pairs.find_rows(folder, dataset, options.labels)
                   if options.labels else
                   pairs.find_pairs(folder, dataset, options.include_flips))
-    kept, dropped = [], {}
-    with signals_noted() as received, contextlib.closing(
-            pairs.check_pairs(folder, found, options.workers)) as results:
-        for (name, *_), result in zip(found, results):
-            if received:
-                raise Interrupted(received[0])
-            if isinstance(result, DataError):
-                bad.append(str(result))
-            elif result:
-                dropped[name] = result
-            else:
-                kept.append(name)
-    check_bad(bad, folder, options.skip_bad)
-    check_kept(kept, folder, dataset, options.labels)
+    kept, dropped = sort_out(
+        found, pairs.check_pairs(folder, found, options.workers), bad)
+    report_bad(bad, folder, options.skip_bad)
+    if not kept:
+        raise fault(folder, f'{printable(options.labels)} leaves no image to '
+                    'list' if options.labels else 'no .jpg and .mat pairs to '
+                    'list' + ('; the pairs of 300W-LP lie in subfolders (AFW, '
+                              'HELEN, ...)' if dataset == '300W_LP' else ''))
     write_list(path, kept)
-    report(path, kept, dropped, bad, None if options.labels else dataset)
+    for name, reason in dropped.items():
+        print(f'dropped {printable(name)}: {reason}')
+    print(f'{printable(path)}: {len(kept):,} kept, {len(dropped):,} dropped '
+          f'(an angle beyond +-99 degrees), {len(bad):,} unusable')
+    if dataset == 'AFLW2000' and not options.labels:
+        print(f'AFLW2000 has {EXPECTED_AFLW2000:,} images within +-99 '
+              'degrees: ' + ('as expected' if len(kept) == EXPECTED_AFLW2000
+                             else 'this is not the whole release'))
     if dataset == 'BIWI':
         root, extension = os.path.splitext(path)
         for part, names in biwi.split_lists(kept).items():

@@ -8,30 +8,26 @@ r"""BIWI: the Kinect database's frames, and how the field tests on them.
 
 The folder is as released (Fanelli et al., "Random Forests for Real Time 3D
 Face Analysis", IJCV 2013), with hpdb/01/frame_00003_rgb.png and
-frame_00003_pose.txt, or faces_0/01/...; neither depth nor masks are needed.
-Angles come from pose.txt.  Boxes have no release: HopeNet's are not
-published, FSA-Net runs MTCNN.  The user fetches Opal23's list, MTCNN's boxes
-of 13,219 frames (github.com/pcr-upm/opal23_headpose,
-annotations/biwi_ann.txt), or has any other table of table.py that names
-frames; only its boxes are taken.
+frame_00003_pose.txt; neither depth nor masks are needed.  BIWI has no boxes:
+HopeNet's are not published, FSA-Net runs MTCNN.  They come from Opal23's
+list, MTCNN's boxes of 13,219 frames (github.com/pcr-upm/opal23_headpose,
+annotations/biwi_ann.txt), or another table of table.py that names frames.
 
 pose.txt holds the head's rotation in the camera's axes (right, down, away),
 an empty line, and the head's centre in millimetres.  In the axes of pose.py
-the rotation has the angles of HopeNet's conversion
-(natanielruiz/deep-head-pose, code/datasets.py, class BIWI) and FSA-Net's
-(shamangary/FSA-Net, data/TYY_create_db_biwi.py).
+its angles are those of HopeNet's conversion (natanielruiz/deep-head-pose,
+code/datasets.py, class BIWI) and FSA-Net's (shamangary/FSA-Net,
+data/TYY_create_db_biwi.py).
 
 The test also prints the number of frames left out, the mean rotation error,
-and all errors after alignment by sequence, as Opal23 has it (`pose.aligned`).
-Rotation errors compare with other papers'; the MAE of Euler angles depends
-on the order of turning, which here is HopeNet's.  `crop.protocol_crop`
-describes the three crops.  FSA-Net leaves frames out whose box jumps by 80
-pixels; here the table decides.
+which other papers' orders of turning do not change, and all errors after
+alignment by sequence, as Opal23 has it (`pose.aligned`).  The three crops are
+described in `crop.protocol_crop`.
 
 The 70/30 protocol trains on 16 of the 24 sequences and tests on 8, three
 times.  HopeNet's lists were never published, FSA-Net draws without a seed,
 and neither minds that 4 of the 20 people were recorded twice.  The lists that
-the generator writes are fixed (`TEST_SEQUENCES`), with nobody on both sides.
+the generator writes are fixed, with nobody on both sides.
 """
 import collections
 import os
@@ -72,10 +68,7 @@ def sequence(name):
 
 
 def find_frames(data_dir):
-    """Finds the frames in a data folder.
-
-    Returns:
-        A dict of (sequence, number), strings, to images, relative to it.
+    """Returns a dict of (sequence, number), strings, to a folder's images.
 
     Raises:
         DataError: there are none.
@@ -97,15 +90,11 @@ def find_frames(data_dir):
 
 
 def read_boxes(data_dir, labels):
-    """Reads the table of boxes.
+    """Reads the table of boxes; raises as `read_table` and `find_frames` do.
 
     Returns:
         A `LabelTable`, with frames of the data folder and people for groups,
-        no angles; and the numbers of frames in the folder, a dict by
-        sequence.
-
-    Raises:
-        DataError: see `read_table` and `find_frames`.
+        no angles; the number of frames in the folder, a dict by sequence.
     """
     frames = find_frames(data_dir)
     table = read_table(labels, with_angles=False)
@@ -162,11 +151,7 @@ def read_annotations(data_dir, labels, filename_list=None):
 
 
 def split_lists(names):
-    """Returns the lists of the 70/30 protocol: 'train1', 'test1' ... to names.
-
-    Args:
-        names: of all frames.
-    """
+    """Divides names into the 70/30 protocol's lists, 'train1', 'test1' ..."""
     return {f'{side}{number}': [name for name in names
                                 if (sequence(name) in tested) == inside]
             for number, tested in TEST_SEQUENCES.items()

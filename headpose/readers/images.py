@@ -97,13 +97,10 @@ def image_faults(path):
 
 
 def decode(data, fast, shrink):
-    """Decodes an image: see `read_image`.
+    """Decodes an image: see `read_image`; raises whatever decoders raise.
 
     Returns:
         RGB array, and the image's own width and height.
-
-    Raises:
-        Whatever decoders raise.
     """
     if not data.startswith(JPEG):
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

@@ -30,8 +30,7 @@ class Annotations(NamedTuple):
 def list_lines(data):
     """Returns the line numbers and names in the bytes of a list.
 
-    A name may have bytes that are no UTF-8: they become surrogates, which
-    Python's functions of files take.
+    Bytes that are no UTF-8 become surrogates, as in Python's file names.
 
     Raises:
         ValueError: the bytes are no text.
@@ -56,10 +55,7 @@ def read_list(path):
 
 
 def read_numbered_list(path):
-    """Reads a filename_list.txt, which has one name a line.
-
-    Returns:
-        A dict of the names, normalised, to the numbers of their lines.
+    """Returns a dict of a list's names, normalised, to their lines' numbers.
 
     Raises:
         DataError: there is no such file, the list is empty, or a name leaves
@@ -98,7 +94,7 @@ def listed_images(data_dir, filename_list):
     """Returns a dict of the names in a list to their image files.
 
     Raises:
-        DataError: see `read_numbered_list`; or a name has no image, or two.
+        DataError: a name has no image, or two.
     """
     images, folders = {}, {}
     for name, number in read_numbered_list(filename_list).items():
@@ -124,12 +120,7 @@ def listed_images(data_dir, filename_list):
 
 
 def read_annotations(data_dir, filename_list, landmarks='visible'):
-    """Reads the .mat files of all listed images, before any training.
-
-    Args:
-        data_dir: the folder that the listed names are relative to.
-        filename_list: a file that filename_generator.py wrote.
-        landmarks: see `mat.face_box`.
+    """Reads the .mat files of all listed images; see `mat.face_box`.
 
     Raises:
         DataError: a listed file is missing, damaged or out of range.

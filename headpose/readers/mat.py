@@ -1,4 +1,8 @@
-"""The angles and the face box in a .mat file of 300W-LP or AFLW2000."""
+"""The angles and the face box in a .mat file of 300W-LP or AFLW2000.
+
+SciPy can crash on a damaged file: strangers' files are read by
+`pool.map_files`.
+"""
 import io
 import warnings
 
@@ -17,9 +21,6 @@ MAX_MAT = 2 ** 22
 
 def read_mat(path):
     """Reads one .mat file.
-
-    SciPy can crash on a damaged file: read strangers' files by
-    `pool.map_files`.
 
     Returns:
         angles: float64 array (3,), degrees: yaw, pitch, roll.
@@ -50,11 +51,9 @@ def read_mat(path):
 
 
 def real_array(name, values):
-    """Returns a float64 array of a field of a .mat file.
+    """Returns a field of a .mat file as float64; ValueError: it is no array.
 
-    Raises:
-        ValueError: the file has no such field, or one of text, of truth
-            values, of complex numbers or of other arrays.
+    Text, complex numbers and arrays of arrays are among SciPy's answers.
     """
     array = np.asarray(values)
     if array.dtype.kind not in 'fiu':
@@ -66,10 +65,8 @@ def real_array(name, values):
 def face_box(pt2d, landmarks='visible'):
     """Returns the landmarks' box: x_min, y_min, x_max, y_max.
 
-    AFLW2000 marks unseen landmarks with x = -1 (their y is then 452).
-
     Args:
-        pt2d: array (2, K).
+        pt2d: array (2, K); AFLW2000's unseen landmarks have x = -1.
         landmarks: 'visible' leaves unseen landmarks out; 'raw', the published
             protocol, takes them for points of the face.
 
@@ -81,8 +78,7 @@ def face_box(pt2d, landmarks='visible'):
     if not pt2d.size or np.ptp(pt2d, axis=1).min() <= 0:
         raise DataError('the landmarks of pt2d span no box')
     box = np.concatenate((pt2d.min(1), pt2d.max(1)))
-    problem = crop_problem(box)
-    if problem:
+    if problem := crop_problem(box):
         raise DataError(problem)
     return box
 

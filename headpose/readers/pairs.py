@@ -1,5 +1,4 @@
-"""A data folder's images with their labels: found, and read to the last byte.
-"""
+"""A data folder's images with their labels: found, and all bytes read."""
 import os
 
 from tqdm import tqdm
@@ -70,19 +69,16 @@ def find_subfolders(folder, dataset, include_flips):
 
 
 def find_rows(folder, dataset, path):
-    """Lists the images of a table of labels.
+    """Lists the images of a table of labels, as `find_pairs` does.
 
     Args:
         folder: that the images are relative to.
-        dataset: 'BIWI', or another, which does not matter.
+        dataset: 'BIWI', whose table has only boxes, or another.
         path: of the table.
 
     Returns:
         pairs: sorted (name, image file, `table.Row`).
         bad: a line for each row that cannot be used.
-
-    Raises:
-        DataError: the file is no table, or BIWI is not in the folder.
     """
     table = (biwi.read_boxes(folder, path)[0] if dataset == 'BIWI'
              else read_table(path))
@@ -91,13 +87,7 @@ def find_rows(folder, dataset, path):
 
 
 def check_pairs(folder, pairs, workers):
-    """Yields the result of `check_pair`, or its error, of each pair.
-
-    Args:
-        folder: of the data set.
-        pairs: see `find_pairs` and `find_rows`.
-        workers: processes.
-    """
+    """Yields the result of `check_pair`, or its error, of each pair."""
     items = [(os.path.join(folder, name), os.path.join(folder, image), row)
              for name, image, row in pairs]
     yield from tqdm(map_files(check_pair, items, workers), 'checking',

@@ -11,23 +11,19 @@ The table, mine.csv, and the folder, pictures/, with anna/01.jpg in it:
     python train_shufflenet.py --labels mine.csv --data_dir pictures
     python test_shufflenet.py --labels mine.csv --data_dir pictures
 
-The first command checks everything, and names the lines that are wrong; its
-list of usable images is for --filename_list, without which all rows are used.
-The second writes the shipped network's angles and the table's below each
-other into output/images/: where one of the three has the other sign, or
-another order, in picture after picture, the table's convention is not this
-project's (headpose/geometry/pose.py).
+The first command names the lines that are wrong, and lists the others for
+--filename_list, without which all rows are used.  The second writes the
+shipped network's angles and the table's below each other into output/images/:
+where one of the three has the other sign, or another order, in picture after
+picture, the table's convention is not this project's (geometry/pose.py).
 
 The separator is a comma or a semicolon, decimals take a point, columns come
-in any order, and other columns are ignored.  Images are relative to the data
-folder.  The box, in pixels, goes around the face from brows to chin.  Images
-of one group (a person, a video) stay on one side of the training split;
-without that column names decide, as for 300W-LP (`lists.photograph`).
-
-The list that Opal23 publishes for BIWI (github.com/pcr-upm/opal23_headpose,
-annotations/biwi_ann.txt) is read as it is: a # before the names of the
-columns, yaw with the opposite sign.  With `--dataset BIWI` only its boxes
-are taken, see biwi.py.
+in any order, and other columns are ignored.  The box, in pixels, goes around
+the face from brows to chin.  Images of one group (a person, a video) stay on
+one side of the training split; without that column names decide, as for
+300W-LP (`lists.photograph`).  Opal23's list for BIWI
+(github.com/pcr-upm/opal23_headpose, annotations/biwi_ann.txt) is read as it
+is, yaw with the opposite sign.
 """
 import csv
 import hashlib
@@ -76,11 +72,7 @@ class LabelTable(NamedTuple):
 
 
 def read_table(path, with_angles=True):
-    """Reads a table of labels, a `LabelTable`.
-
-    Args:
-        path: of the file.
-        with_angles: False does not read the angles, which may be missing.
+    """Reads a table of labels, a `LabelTable`, with or without angles.
 
     Raises:
         DataError: the file is no table, lacks a column, or has no row.
@@ -114,14 +106,12 @@ def read_table(path, with_angles=True):
 
 
 def read_records(path, data):
-    """Returns the line number and the cells of each record, header included.
+    """Returns line numbers and cells of the records in a file's bytes.
 
-    Args:
-        path: for messages.
-        data: the file's bytes.
+    The first has the names of columns.
 
     Raises:
-        DataError: these are no records of several cells.
+        DataError: the bytes are no records of several cells.
     """
     if b'\0' in data:  # UTF-16, or no text at all
         raise fault(path, 'is not a text file in UTF-8')
@@ -150,12 +140,8 @@ def read_records(path, data):
 def column_names(path, line, header):
     """Returns our names of a table's columns, and the signs of its angles.
 
-    Args:
-        path, line: for messages.
-        header: the names in the table.
-
     Raises:
-        DataError: two columns have one name.
+        DataError: two columns in the header, a list of names, have one name.
     """
     names = [name.lower() for name in header]
     while not names[-1]:  # Opal23's line ends in a separator
@@ -175,17 +161,17 @@ def column_names(path, line, header):
 
 
 def read_row(where, names, cells, axes, signs):
-    """Returns a `Row`.
+    """Returns a `Row` of the cells, strings, in columns of these names.
 
     Args:
         where: the file and the line.
-        names: of the columns.
-        cells: strings.
+        names, cells: lists of equal length; empty cells at the end do not
+            count.
         axes: the names of the angles' columns; none: no angles.
         signs: of the angles.
 
     Raises:
-        DataError: something is wrong with the row.
+        DataError: the row cannot be used.
     """
     while len(cells) > len(names) and not cells[-1]:
         cells = cells[:-1]
@@ -214,11 +200,7 @@ def read_row(where, names, cells, axes, signs):
 
 
 def read_number(name, text):
-    """Returns the finite number in a cell of a column.
-
-    Raises:
-        DataError: there is none.
-    """
+    """Returns the finite number in a column's cell, or raises DataError."""
     try:
         if '_' in text:  # Python's own spelling, nobody else's
             raise ValueError
@@ -236,7 +218,7 @@ def chosen_rows(table, filename_list=None):
     """Returns a table's rows of the images in a list, in its order, or all.
 
     Raises:
-        DataError: see `lists.read_numbered_list`; or a row cannot be used.
+        DataError: a row is missing or cannot be used.
     """
     if filename_list is None and table.bad:
         raise DataError(table.bad[0])
@@ -254,7 +236,7 @@ def chosen_rows(table, filename_list=None):
 
 
 def annotate(data_dir, table, filename_list=None, angles_of=None):
-    """Returns the `Annotations` of a table's rows.
+    """Returns the `Annotations` of a `LabelTable`'s rows.
 
     Args:
         data_dir: the folder that the images' names are relative to.
@@ -264,8 +246,7 @@ def annotate(data_dir, table, filename_list=None, angles_of=None):
             extension; None: the row has them.
 
     Raises:
-        DataError: an image of a row is missing or out of range; see
-            `chosen_rows`.
+        DataError: an image is missing, damaged or out of range.
     """
     if not os.path.isdir(data_dir):
         raise fault(data_dir, 'no such data folder')
