@@ -9,6 +9,7 @@ from headpose.geometry.crop import (BLURRED, Augmentation, shrinkage,
 from headpose.readers.images import read_image
 from headpose.readers.lists import read_annotations
 
+pytestmark = pytest.mark.quick
 # Neither flipped nor blurred; with a jitter, a smaller box in its place.
 DRAWS = np.array([0.0, 0.3, 0.6, 0.9, 0.9, 0.5, 0.5, 0.0])
 
