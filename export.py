@@ -52,7 +52,7 @@ import torch
 from torch import nn
 
 from cbam import CBAM
-from datasets import training_loaders
+from datasets import read_annotations, training_loaders
 from headpose.errors import RunError
 from headpose.files import atomic
 from headpose.geometry.pose import AXES
@@ -248,11 +248,13 @@ def training_crops(size, data_dir, filename_list, labels=None, dataset=None):
     Args:
         size: side of the crops, pixels.
         data_dir, filename_list, labels, dataset: see
-            `datasets.training_loaders`.
+            `datasets.read_annotations`.
     """
     batches, count = CALIBRATION
-    loader, _ = training_loaders(data_dir, filename_list, count, size,
-                                 labels=labels, dataset=dataset)
+    loader, _ = training_loaders(
+        read_annotations(data_dir, filename_list, labels=labels,
+                         dataset=dataset), batch_size=count,
+        image_sizes=(size,))
     return [images for images, *_ in itertools.islice(loader, batches)]
 
 

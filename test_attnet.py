@@ -12,7 +12,7 @@ from headpose.training.options import arguments, parse_evaluation
 if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
     parse_evaluation(__doc__, 'attnet')
 
-from datasets import evaluation_loader
+from datasets import evaluation_loader, read_annotations
 from headpose.evaluation.report import present
 from headpose.networks.fusion import for_inference
 from headpose.training.checkpoint import crop_size, load_network
@@ -28,7 +28,10 @@ def main(argv=None):
     model, content = load_network(options.snapshot, AttNet)
     options.image_size = crop_size(options.snapshot, content,
                                    options.image_size)
-    loader = evaluation_loader(**arguments(evaluation_loader, options))
+    loader = evaluation_loader(
+        read_annotations(**arguments(read_annotations, options)),
+        num_workers=options.workers, world_size=options.world,
+        **arguments(evaluation_loader, options))
     result = evaluate(for_inference(model.to(options.device)), loader,
                       options.device, flip=options.flip)
     if options.rank == 0:

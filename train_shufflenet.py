@@ -15,7 +15,7 @@ if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
 
 from torch.optim import AdamW
 
-from datasets import training_loaders
+from datasets import read_annotations, training_loaders
 from headpose.geometry.crop import Augmentation
 from headpose.training.engine import fit
 from headpose.training.run import Schedule, initial_weights
@@ -31,8 +31,10 @@ def main(argv=None):
     options.amp = choose_precision(options.amp, options.device,
                                    'shufflenet')
     loaders = training_loaders(
-        more=Augmentation(**arguments(Augmentation, options)),
-        **arguments(training_loaders, options))
+        read_annotations(**arguments(read_annotations, options)),
+        augmentation=Augmentation(**arguments(Augmentation, options))
+        if options.augment else None, num_workers=options.workers,
+        world_size=options.world, **arguments(training_loaders, options))
     model = make_network(**arguments(make_network, options))
     model.checkpoint_activations = options.checkpoint_activations
     resumed = initial_weights(model, record=recorded(options),

@@ -14,7 +14,7 @@ import sys
 import torch
 
 import train_shufflenet
-from datasets import training_loaders
+from datasets import read_annotations, training_loaders
 from headpose.training import engine, run
 from headpose.training.options import arguments, parse_training
 from hopenet import HEADS
@@ -99,7 +99,9 @@ def first_gradients(argv):
     """Saves the gradients of the first training step."""
     options = parse_training('', 'shufflenet', argv)
     options.device = init_process(options.gpu, options.seed)
-    loader, _ = training_loaders(**arguments(training_loaders, options))
+    loader, _ = training_loaders(
+        read_annotations(**arguments(read_annotations, options)),
+        world_size=options.world, **arguments(training_loaders, options))
     model = ShuffleNet(0.5)
     run.initial_weights(model, **arguments(run.initial_weights, options))
     wrapped = engine.wrap(model, options.device, True, compile=False)
