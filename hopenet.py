@@ -12,7 +12,9 @@ pitch lifts the chin, positive roll tilts the head clockwise as we see it.
 import contextlib
 import copy
 import sys
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -23,7 +25,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from cbam import CBAM
 from headpose.errors import run_main
-from headpose.geometry.pose import AXES, MAX_ANGLE
+from headpose.geometry.pose import AXES, MAX_ANGLE, MIRROR, mean_angles
 from headpose.networks.fusion import conv_norm, same_statistics
 from headpose.networks.weights import load_exactly, plain_keys, require_key
 
@@ -70,12 +72,12 @@ def decode(logits):
     return logits.float().softmax(-1) @ (index * BIN_WIDTH) + MIN_ANGLE
 
 
-def spread(logits):
-    """Returns how far the bins' probabilities lie apart, in degrees.
+def bin_std(logits):
+    """Returns the standard deviation of the bins' probabilities, in degrees.
 
-    The standard deviation of the distribution over the bins, the root of its
-    mean square over the axes.  It says how sure the network is of its answer;
-    it is no interval that holds the true angle with a known probability.
+    The root of its mean square over the axes.  It says how sure the network
+    is of its answer; it is no interval that holds the true angle with a known
+    probability.
 
     Args:
         logits: (N, 3, 66).
@@ -88,6 +90,9 @@ def spread(logits):
     mean = (weights * index).sum(-1, keepdim=True)  # (N, 3, 1)
     variance = (weights * (index - mean).square()).sum(-1)  # (N, 3)
     return variance.mean(1).sqrt() * BIN_WIDTH
+
+
+spread = bin_std  # until all callers know the new name
 
 
 def pose_loss(logits, angles, alpha=2.0):
@@ -113,12 +118,19 @@ def pose_loss(logits, angles, alpha=2.0):
     return (cross_entropy + alpha * squared).sum(1)
 
 
+class Prediction(NamedTuple):
+    """A network's answers on the N images of a batch."""
+    angles: np.ndarray    # (N, 3) degrees: yaw, pitch, roll
+    bin_std: np.ndarray   # (N,) degrees, see `bin_std`
+    logits: torch.Tensor  # (N, 3, 66), on the CPU
+
+
 # ----------------------------------------------------------- the networks
 
 class PoseNetwork(nn.Module):
     """What the networks share; mixed into a torchvision classifier.
 
-    A network maps (N, 3, H, W) RGB images, normalised by `normalize`, to
+    A network maps (N, 3, H, W) RGB images, normalised by its `normalize`, to
     logits (N, 3, 66): yaw, pitch, roll.  A subclass names its `stem`, the
     modules that stay frozen when they come pretrained, and its `title`.
 
@@ -152,11 +164,51 @@ class PoseNetwork(nn.Module):
             self.add_module(head, nn.Linear(features, NUM_BINS))
         self.config = config
         self.pretrained_norms = []
+        for name, values in (('pixel_mean', PIXEL_MEAN),
+                             ('pixel_std', PIXEL_STD)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None],
+                                 persistent=False)
 
     def logits(self, features):
         """Maps pooled features (N, F) to logits (N, 3, 66)."""
         return torch.stack(
             [self.get_submodule(head)(features) for head in HEADS], 1)
+
+    def normalize(self, images):
+        """Turns uint8 RGB pixels (N, 3, H, W) into the network's input."""
+        return (images - self.pixel_mean) / self.pixel_std
+
+    def loss(self, logits, angles, alpha=2.0):
+        """Returns the loss of each image (N,); see `pose_loss`."""
+        return pose_loss(logits, angles, alpha)
+
+    def decode(self, logits):
+        """Returns the angles (N, 3) of logits (N, 3, 66), degrees."""
+        return decode(logits)
+
+    def bin_std(self, logits):
+        """Returns the deviation (N,) of logits (N, 3, 66), degrees."""
+        return bin_std(logits)
+
+    @torch.inference_mode()
+    def predict(self, images, flip=False):
+        """Returns the network's `Prediction` on a batch; call eval() before.
+
+        Args:
+            images: uint8 tensor or array (N, 3, H, W), RGB.
+            flip: give the mean of the rotations on each image and on its
+                mirror image, and of the two deviations; the logits are the
+                image's own.
+        """
+        pixels = self.normalize(
+            torch.as_tensor(images).to(self.pixel_mean.device))
+        logits = self(pixels).float().cpu()
+        angles, deviation = decode(logits).numpy(), bin_std(logits).numpy()
+        if flip:
+            mirrored = self(pixels.flip(-1)).float().cpu()
+            angles = mean_angles((angles, decode(mirrored).numpy() * MIRROR))
+            deviation = (deviation + bin_std(mirrored).numpy()) / 2
+        return Prediction(angles, deviation, logits)
 
     def load_pretrained(self, state):
         """Loads ImageNet weights, or a trained network's with its heads.
@@ -182,6 +234,19 @@ class PoseNetwork(nn.Module):
             and f'{name}.running_mean' in state]
         if not has_heads:
             self.freeze_stem()
+
+    def set_train_mode(self, as_published=False):
+        """Sets the batch-norm policy of an epoch.
+
+        Pretrained running statistics stay as they came, those of layers that
+        started fresh are live.
+
+        Args:
+            as_published: leave all in eval mode, as the released code did
+                after its first validation.
+        """
+        self.train(not as_published)
+        self.freeze_statistics()
 
     def freeze_statistics(self):
         """Puts pretrained batch norms into eval mode; call after train().
