@@ -52,7 +52,7 @@ import torch
 from torch import nn
 
 from cbam import CBAM
-from datasets import training_loaders
+from datasets import read_annotations, training_loaders
 from headpose.errors import RunError, run_main
 from headpose.files import atomic
 from headpose.geometry.pose import AXES
@@ -250,8 +250,10 @@ def training_crops(size, data_dir, filename_list, labels=None, dataset=None):
             `datasets.training_loaders`.
     """
     batches, count = CALIBRATION
-    loader, _ = training_loaders(data_dir, filename_list, count, size,
-                                 labels=labels, dataset=dataset)
+    loader, _ = training_loaders(
+        read_annotations(data_dir, filename_list, labels=labels,
+                         dataset=dataset), batch_size=count,
+        image_sizes=(size,))
     return [images for images, *_ in itertools.islice(loader, batches)]
 
 

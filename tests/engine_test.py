@@ -21,7 +21,6 @@ from headpose.errors import RunError
 from headpose.files import atomic
 from headpose.geometry.crop import Augmentation
 from headpose.geometry.pose import AXES, MIRROR
-from headpose.readers.lists import read_annotations
 from headpose.training import checkpoint, engine, options
 from headpose.training.recipe import Recipe
 from headpose.training.run import Run
@@ -97,11 +96,11 @@ def pairs_to_overfit(request, sample):
 
 def test_eight_images_are_learnt_by_heart(request, sample):
     folder, filename_list = pairs_to_overfit(request, sample)
-    annotations = read_annotations(folder, filename_list)
+    annotations = datasets.read_annotations(folder, filename_list)
     chosen = np.linspace(0, len(annotations.names) - 1, 8).astype(int)
     loader = datasets.make_loader(
-        datasets.PoseDataset(folder, annotations, SIZE),
-        datasets.Batches(chosen, 8))
+        datasets.PoseDataset(annotations, SIZE),
+        datasets.EpochBatchSampler(chosen, 8))
     torch.manual_seed(0)
     model = ShuffleNet()
     # To 0 at the end: the running statistics then are those of the weights.
@@ -117,11 +116,11 @@ def test_eight_images_are_learnt_by_heart(request, sample):
 
 def test_batch_norms_are_live_again_after_validation(sample):
     model = ShuffleNet(0.5)
-    annotations = read_annotations(
+    annotations = datasets.read_annotations(
         sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt')
     loader = datasets.make_loader(
-        datasets.PoseDataset(sample / '300W_LP', annotations, 32),
-        datasets.Batches(range(24), 24))
+        datasets.PoseDataset(annotations, 32),
+        datasets.EpochBatchSampler(range(24), 24))
     trainer = trainer_of(model)
     for epoch in (1, 2):
         before = model.conv5[1].running_mean.clone()
@@ -204,12 +203,12 @@ def test_what_is_averaged_is_validated_and_kept(sample, tmp_path):
 
 def test_crops_grow_over_the_run(sample):
     training, validation = (loader.dataset for loader in loaders(
-        sample, 8, 96, num_epochs=5, image_sizes=[64, 80, 96], weak_end=0.2,
-        more=Augmentation(rotate=40)))
+        sample, num_epochs=5, image_sizes=[64, 80, 96], weak_end=0.2,
+        augmentation=Augmentation(rotate=40)))
     sides = [training[epoch, 0][0].shape[0] for epoch in range(1, 6)]
     assert sides == [64, 64, 80, 80, 96]
     assert {validation[epoch, 0][0].shape[0] for epoch in range(6)} == {96}
-    assert [more.rotate for more in training.more] == [40, 40, 40, 40, 10]
+    assert [each.rotate for each in training.augmentation] == [40, 40, 40, 40, 10]
 
 
 def test_one_cycle_is_made_for_its_number_of_epochs(sample, run, tmp_path):

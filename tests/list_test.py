@@ -16,7 +16,7 @@ import filename_generator
 import test_shufflenet
 from headpose.errors import DataError
 from headpose.evaluation import compare
-from headpose.readers import lists
+from headpose.readers import lists, pairs
 from headpose.training import options
 from tests.conftest import ROOT
 from tools import sample_data
@@ -59,12 +59,14 @@ def listed(folder):
     return (folder / 'filename_list.txt').read_text().splitlines()
 
 
+@pytest.mark.quick
 def test_the_real_aflw2000_pairs(real):
     names = real[1]['AFLW2000'].read_text().splitlines()
     assert len(names) == 30 and 'image00032' not in names
     assert names == sorted(names) and 'image00002' in names
 
 
+@pytest.mark.quick
 def test_the_real_300w_lp_pairs(real):
     names = real[1]['300W_LP'].read_text().splitlines()
     assert len(names) == 51 and 'AFW/AFW_134212_1_0' in names
@@ -81,6 +83,7 @@ def test_the_recrops_keep_1955_of_1983(recrops, generate, tmp_path):
     assert len((tmp_path / 'list.txt').read_text().split()) == 1955
 
 
+@pytest.mark.quick
 def test_the_whole_folder_is_listed_in_order(flat, generate):
     status, out, err = generate('AFLW2000', flat)
     assert status == 0, err
@@ -89,6 +92,7 @@ def test_the_whole_folder_is_listed_in_order(flat, generate):
     assert '1,969' in out and 'not the whole release' in out
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('dataset', ['300W-LP', '300W_LP', 'Pose_300W_LP'])
 def test_300w_lp_is_listed_with_its_folders(nested, generate, dataset):
     status, _, err = generate(dataset, nested)
@@ -97,6 +101,7 @@ def test_300w_lp_is_listed_with_its_folders(nested, generate, dataset):
     assert len(listed(nested)) == 24
 
 
+@pytest.mark.quick
 def test_which_subfolders_count(nested, generate):
     shutil.copytree(nested / 'AFW', nested / 'AFW_Flip')
     shutil.copytree(nested / 'AFW', nested / 'mine')
@@ -109,6 +114,7 @@ def test_which_subfolders_count(nested, generate):
     assert 'AFW_Flip/AFW_000001_1_0' in listed(nested)
 
 
+@pytest.mark.quick
 def test_dots_in_names_are_kept(flat, generate):
     for extension in ('jpg', 'mat'):
         shutil.copy(flat / f'image00002.{extension}',
@@ -124,6 +130,7 @@ def set_angle(path, column, radians):
                             if not key.startswith('__')})
 
 
+@pytest.mark.quick
 def test_what_is_beyond_99_degrees_is_dropped_on_any_axis(flat, nested,
                                                           generate):
     for column, axis in enumerate(('pitch', 'yaw', 'roll')):
@@ -142,14 +149,15 @@ def damage(folder):
     """Spoils six of nine pairs; returns their names."""
     (folder / 'image00002.mat').unlink()
     (folder / 'image00003.jpg').unlink()
-    for name in ('image00004.jpg', 'image00005.mat'):
+    for name, size in (('image00004.jpg', 9000), ('image00005.mat', 180)):
         path = folder / name
-        path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+        path.write_bytes(path.read_bytes()[:size])
     set_angle(folder / 'image00006.mat', 0, float('nan'))
     scipy.io.savemat(folder / 'image00007.mat', {'Pose_Para': [[0, 0, 0.]]})
     return [f'image0000{number}' for number in range(2, 8)]
 
 
+@pytest.mark.quick
 def test_unusable_pairs_are_named_and_stop_it(flat, generate):
     (flat / 'filename_list.txt').write_text('old\n')
     names = damage(flat)
@@ -164,6 +172,7 @@ def test_unusable_pairs_are_named_and_stop_it(flat, generate):
     assert listed(flat) == ['image00008', 'image00009', 'image00010']
 
 
+@pytest.mark.quick
 def test_the_list_goes_where_it_is_told(flat, generate, tmp_path):
     path = tmp_path / 'new' / 'folder' / 'list.txt'
     status, _, _ = generate('AFLW2000', flat, '--output', path)
@@ -174,6 +183,7 @@ def test_the_list_goes_where_it_is_told(flat, generate, tmp_path):
     assert status == 1 and err.count('\n') == 1 and '--output FILE' in err
 
 
+@pytest.mark.quick
 def test_no_list_without_pairs(tmp_path, generate):
     (tmp_path / 'filename_list.txt').write_text('old\n')
     for dataset, folder, message in (
@@ -186,6 +196,7 @@ def test_no_list_without_pairs(tmp_path, generate):
     assert os.listdir(tmp_path) == ['filename_list.txt']
 
 
+@pytest.mark.quick
 def test_an_unknown_data_set_lists_the_known(capsys):
     with pytest.raises(SystemExit) as stop:
         filename_generator.main(['--dataset', 'AFW'])
@@ -209,6 +220,7 @@ def write_list(folder, text):
     return path
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('text, message', [
     ('image00002\n{}/image00003\n', r'line 2: /.* lies outside the data'),
     ('image00002\n../AFLW2000/image00003\n', r'line 2: \.\./A.* outside'),
@@ -229,6 +241,7 @@ def test_names_that_are_none_are_refused_with_their_line(flat, text, message):
     assert '\n' not in str(caught.value)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('text', [
     b'\xef\xbb\xbfimage00002\r\nimage00003\r\n', b'image00002\rimage00003',
     b'./image00002 \n\n a/../image00003\n'])
@@ -279,7 +292,8 @@ def test_names_that_are_no_utf8_are_used(flat, generate, run, snapshot,
     (flat / 'filename_list.txt').write_bytes(
         b'\n'.join([*names[:3], b'image00003']))
     _, loader = datasets.training_loaders(
-        flat, flat / 'filename_list.txt', image_size=64, split='image')
+        lists.read_annotations(flat, flat / 'filename_list.txt'),
+        image_sizes=(64,), split='image')
     assert len(list(loader)) == 1
     status, out, err = run(
         test_shufflenet, '--gpu', -1, '--workers', 0, '--data_dir', flat,
@@ -294,6 +308,7 @@ def test_names_that_are_no_utf8_are_used(flat, generate, run, snapshot,
         'J\udcfcrgen')
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('name', ['two\nlines', 'two\rlines', ' space',
                                   'space ', '\ufeffmark', 'tab\t'])
 def test_names_that_no_list_can_hold_are_named(flat, generate, name):
@@ -306,6 +321,7 @@ def test_names_that_no_list_can_hold_are_named(flat, generate, name):
     assert status == 0 and len(listed(flat)) == 9
 
 
+@pytest.mark.quick
 def test_control_characters_do_not_reach_the_terminal(flat, generate):
     copy_pair(flat, 'a\x1b[2Jb\x85c')
     (flat / 'a\x1b[2Jb\x85c.mat').write_bytes(b'no')
@@ -314,6 +330,7 @@ def test_control_characters_do_not_reach_the_terminal(flat, generate):
     assert r'a\x1b[2Jb\x85c.mat: not a readable' in err
 
 
+@pytest.mark.quick
 def test_what_macos_leaves_beside_the_data_is_none(nested, flat, generate):
     shutil.copytree(nested / 'AFW', nested / '__MACOSX')
     for folder in (nested / 'AFW', flat):
@@ -325,12 +342,14 @@ def test_what_macos_leaves_beside_the_data_is_none(nested, flat, generate):
     assert len(listed(flat)) == 9
 
 
+@pytest.mark.quick
 def test_scripts_start_where_no_system_counts_cores(monkeypatch):
     # macOS and Windows.
     monkeypatch.delattr(os, 'sched_getaffinity')
     monkeypatch.setattr(os, 'cpu_count', lambda: None)
     assert options.parse_training('', 'shufflenet', []).workers == 1
-    assert options.parse_filenames('', ['--dataset', 'AFLW2000']).workers == 1
+    assert filename_generator.parse_options(
+        ['--dataset', 'AFLW2000']).workers == 1
     monkeypatch.setattr(os, 'cpu_count', lambda: 6)
     assert options.parse_evaluation('', 'shufflenet', []).workers == 6
 
@@ -366,15 +385,17 @@ def loaded(folder, generate):
     """Lists a folder; returns its names and what training and test read."""
     status, _, err = generate('300W-LP', folder)
     assert status == 0, err
-    path = folder / 'filename_list.txt'
+    annotations = lists.read_annotations(folder, folder / 'filename_list.txt')
     arrays = [listed(folder)]
-    for loader in (datasets.evaluation_loader(folder, path, image_size=64),
-                   *datasets.training_loaders(folder, path, image_size=64)):
+    for loader in (
+            datasets.evaluation_loader(annotations, image_size=64),
+            *datasets.training_loaders(annotations, image_sizes=(64,))):
         for batch in loader:
             arrays += [np.asarray(part, float) for part in batch]
     return arrays
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('other', ['image00002.png', 'image00002.JPG'])
 def test_two_images_for_one_mat_are_refused_by_name(flat, generate, other):
     generate('AFLW2000', flat)
@@ -408,6 +429,7 @@ UNUSABLE = {
     (1, 3000): [([[0, 40], [0, 40]], '1 x 3000 pixels is too small')]}
 
 
+@pytest.mark.quick
 def test_only_pairs_whose_crop_can_be_made_are_listed(flat, generate):
     reasons = []
     for size, cases in UNUSABLE.items():
@@ -424,37 +446,38 @@ def test_only_pairs_whose_crop_can_be_made_are_listed(flat, generate):
     assert len(listed(flat)) == 9
 
 
-def test_a_process_that_dies_names_its_pair_and_the_rest_goes_on(
+def deadly(path, *_):
+    """Crashes on two pairs, as a decoder does."""
+    if path.endswith(('image00003', 'image00007')):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.quick
+def test_a_pair_that_crashes_its_reader_is_named_and_the_rest_goes_on(
         flat, generate, monkeypatch):
-    check = filename_generator.check_pair
-
-    def deadly(folder, name, file):
-        if name in ('image00003', 'image00007'):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return check(folder, name, file)
-
     # The processes are forked with it.
-    monkeypatch.setattr(filename_generator, 'check_pair', deadly)
+    monkeypatch.setattr(pairs, 'check_pair', deadly)
     status, _, err = generate('AFLW2000', flat)
     assert status == 1 and err.count('\n') == 3
     for name in ('image00003', 'image00007'):
-        assert f'{name}: the process that read this pair died' in err
+        assert f'{name}: the process that read this file crashed' in err
     assert generate('AFLW2000', flat, '--skip_bad')[0] == 0
     assert listed(flat) == [f'image{n:05}' for n in (2, 4, 5, 6, 8, 9, 10)]
 
 
+@pytest.mark.quick
 def test_processes_check_pairs_as_one_does(nested):
-    pairs, bad = filename_generator.find_pairs(nested, '300W_LP')
-    assert len(pairs) == 24 and not bad
-    expected = [filename_generator.check_pair(nested, *pair)
-                for pair in pairs]
+    set_angle(nested / 'AFW' / 'AFW_000001_1_0.mat', 1, 1.74)
+    found, bad = pairs.find_pairs(nested, '300W_LP')
+    assert len(found) == 24 and not bad
     for workers in (1, 3):
-        assert filename_generator.check_pairs(nested, pairs,
-                                              workers) == expected
+        first, *others = pairs.check_pairs(nested, found, workers)
+        assert 'yaw of 99.69' in first and others == [None] * 23
 
 
 # ------------------------------------------------------------- its endings
 
+@pytest.mark.quick
 def test_the_list_is_whole_or_the_old_one(flat, generate, monkeypatch):
     path = flat / 'filename_list.txt'
     path.write_text('old\n')
@@ -464,9 +487,16 @@ def test_the_list_is_whole_or_the_old_one(flat, generate, monkeypatch):
 
     monkeypatch.setattr(os, 'fsync', full)
     status, _, err = generate('AFLW2000', flat)
-    assert status == 1 and 'No space left on device' in err
+    assert status == 1 and 'the disk is full' in err
     assert err.count('\n') == 1
-    assert listed(flat) == ['old'] and not list(flat.glob('*.tmp'))
+    assert listed(flat) == ['old'] and not list(flat.glob('*.tmp*'))
+
+
+@pytest.mark.quick
+def test_signal_handlers_are_put_back(flat, generate):
+    before = [signal.getsignal(number) for number in range(1, 16)]
+    assert generate('AFLW2000', flat)[0] == 0
+    assert before == [signal.getsignal(number) for number in range(1, 16)]
 
 
 def test_the_list_is_renamed_when_it_is_whole(flat, generate, monkeypatch):
@@ -484,6 +514,7 @@ def test_the_list_is_renamed_when_it_is_whole(flat, generate, monkeypatch):
     assert seen == [(str(path), ['old'], 9)]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('name', ['image00002.jpg', 'image00002.mat',
                                   'new.PNG'])
 def test_the_list_replaces_no_image(flat, generate, name):
@@ -531,6 +562,27 @@ def test_a_signal_ends_it_in_a_line(many, signals, status):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (status, '', 'Interrupted.\n')
     assert len(os.listdir(many)) == 16000
+
+
+def test_its_processes_end_with_it(many):
+    process = start(many)
+    while len(children(process)) < 3:
+        time.sleep(0.01)
+    orphans = children(process)
+    process.kill()
+    process.communicate()
+    for pid in orphans:
+        while state(pid) not in ('Z', None):
+            time.sleep(0.01)
+
+
+def state(pid):
+    """Returns a process's state, a letter; None: there is none."""
+    try:
+        with open(f'/proc/{pid}/stat', encoding='utf-8') as file:
+            return file.read().rsplit(')', 1)[1].split()[0]
+    except FileNotFoundError:
+        return None
 
 
 def test_a_closed_pipe_ends_it_without_a_word(flat):

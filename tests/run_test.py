@@ -379,12 +379,13 @@ def test_the_test_is_the_same_on_two_processes(sample, whole, tmp_path):
 def test_batches_are_shared_exactly():
     for world in (1, 2, 3):
         for shuffle in (False, True):
-            shares = [list(datasets.Batches(range(23), 7, shuffle, 0, rank,
-                                            world)) for rank in range(world)]
+            shares = [list(datasets.EpochBatchSampler(
+                range(23), 7, shuffle, 0, rank, world))
+                for rank in range(world)]
             keys = [key for share in shares for batch in share
                     for key in batch]
             assert len(keys) == len(set(keys)) == 23
-    assert [len(list(datasets.Batches([5], 4, False, 0, rank, 3)))
+    assert [len(list(datasets.EpochBatchSampler([5], 4, False, 0, rank, 3)))
             for rank in range(3)] == [1, 0, 0]
 
 
@@ -600,7 +601,7 @@ def test_the_snapshot_of_a_run_is_tested_at_its_size(sample, whole, capsys):
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_images(sample):
-    loader, _ = loaders(sample, augment=False)
+    loader, _ = loaders(sample, augmentation=None)
     model = ShuffleNet(0.5)
     model.load_pretrained(model.state_dict())
     reported = engine.train_epoch(trainer_of(model), loader)

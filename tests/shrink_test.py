@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 import datasets
-from headpose.geometry.crop import BLURRED, shrinkage, training_crop
+from headpose.geometry.crop import (BLURRED, Augmentation, shrinkage,
+                                    training_crop)
 from headpose.readers.images import read_image
 from headpose.readers.lists import read_annotations
 
+pytestmark = pytest.mark.quick
 # Neither flipped nor blurred; with a jitter, a smaller box in its place.
 DRAWS = np.array([0.0, 0.3, 0.6, 0.9, 0.9, 0.5, 0.5, 0.0])
 
@@ -56,8 +58,8 @@ def test_the_crop_of_a_smaller_image_lies_where_the_whole_ones_does(
 
 def test_a_data_sets_small_crops_are_within_a_grey_level(sample, monkeypatch):
     folder = sample / '300W_LP'
-    items = datasets.PoseDataset(folder, read_annotations(
-        folder, folder / 'filename_list.txt'), 48, augment=True)
+    items = datasets.PoseDataset(read_annotations(
+        folder, folder / 'filename_list.txt'), 48, Augmentation())
     read = []
     monkeypatch.setattr(datasets, 'read_image', lambda path, fast, shrink: (
         read.append(shrink), read_image(path, fast, shrink))[1])
