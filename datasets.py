@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, default_collate
 
 from headpose.errors import DataError, fault
 from headpose.files import printable
-from headpose.geometry.augment import Draws
-from headpose.geometry.crop import (DRAWS, Augmentation, augmented_crop,
-                                    crop_problem, protocol_crop, shrinkage)
+from headpose.geometry.augment import (Augmentation, Draws, augmented_crop,
+                                       shrinkage)
+from headpose.geometry.crop import crop_problem, protocol_crop
 from headpose.readers import biwi, table
 from headpose.readers.images import read_image
 from headpose.readers.lists import photograph, read_annotations
@@ -68,12 +68,12 @@ class PoseDataset:
         return os.path.join(self.data_dir, self.annotations.images[index])
 
     def draws(self, epoch):
-        """Returns the random numbers of an epoch, (N, DRAWS) in [0, 1)."""
+        """Returns the random numbers of an epoch, (N, fields of `Draws`)."""
         if self._draws[0] != epoch:
             generator = torch.Generator().manual_seed(
                 self.seed * 1_000_003 + epoch)
             self._draws = epoch, torch.rand(
-                len(self), DRAWS, generator=generator).numpy()
+                len(self), len(Draws._fields), generator=generator).numpy()
         return self._draws[1]
 
     def texture(self, draw):

@@ -16,7 +16,7 @@ if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
 from torch.optim import AdamW
 
 from datasets import training_loaders
-from headpose.geometry.crop import Augmentation
+from headpose.geometry.augment import Augmentation
 from headpose.training.engine import fit
 from headpose.training.run import Schedule, initial_weights
 from shufflenet import make_network
