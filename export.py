@@ -53,13 +53,12 @@ from torch import nn
 
 from cbam import CBAM
 from datasets import training_loaders
-from headpose.errors import RunError
+from headpose.errors import RunError, run_main
 from headpose.files import atomic
 from headpose.geometry.pose import AXES
 from headpose.training.checkpoint import load_network, trained_size
-from hopenet import NUM_BINS, PIXEL_MEAN, PIXEL_STD, AttNet, decode, normalize
-from shufflenet import NETWORKS
-from utils import run_script
+from hopenet import NUM_BINS, PIXEL_MEAN, PIXEL_STD, decode, normalize
+from shufflenet import rebuild
 
 try:  # optional packages, for .onnx alone
     import onnx
@@ -208,7 +207,7 @@ def export(path, snapshot, raw=False, precision='float32', **data):
     if extension == '.onnx' and MISSING:
         raise RunError(f'{path}: needs {MISSING}: pip install onnx '
                        'onnxruntime onnxscript')
-    model, content = load_network(snapshot, AttNet, *NETWORKS)
+    model, content = load_network(snapshot, rebuild)
     size = trained_size(content)
     network = Exported(model, raw).eval()
     shown = for_network(torch.randint(256, (3, 3, size, size),
@@ -389,4 +388,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(run_script(main))
+    sys.exit(run_main(main))

@@ -57,7 +57,7 @@ def plot_result(result):
     curves.set(title='images with at most this error', xlabel='degrees',
                ylabel='% of images', xlim=(0, np.quantile(errors, 0.98) + 1))
     curves.legend()
-    means = result.errors.mean(1)[np.argsort(result.spread, kind='stable')]
+    means = result.errors.mean(1)[np.argsort(result.bin_std, kind='stable')]
     coverage.plot(share[1:], np.cumsum(means) / np.arange(1, len(means) + 1))
     coverage.set(title='error of the images with the least spread',
                  xlabel='% of images kept', ylabel='MAE, degrees',

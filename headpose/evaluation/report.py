@@ -123,11 +123,11 @@ def coverage_table(result):
         largest spread among them, MAE.
     """
     errors = result.errors.mean(1)
-    order = np.argsort(result.spread, kind='stable')
+    order = np.argsort(result.bin_std, kind='stable')
     rows = []
     for share in COVERAGES:
         kept = order[:max(1, round(len(order) * share / 100))]
-        rows.append([share, len(kept), result.spread[kept[-1]],
+        rows.append([share, len(kept), result.bin_std[kept[-1]],
                      errors[kept].mean()])
     return pd.DataFrame(rows, columns=['% kept', 'images', 'spread up to',
                                        'MAE'])
@@ -139,7 +139,7 @@ def write_predictions(path, result, names):
     for suffix, angles in (('', result.predicted), ('_true', result.true)):
         for column, axis in enumerate(AXES):
             table[axis + suffix] = angles[:, column]
-    table['spread'] = result.spread
+    table['spread'] = result.bin_std
     with atomic(path) as temporary:
         # Escapes bytes of a name that are no UTF-8.
         table.to_csv(temporary, index=False, float_format='%.4f',
@@ -280,7 +280,7 @@ def report_content(result, names, content, protocol):
                   'spread': spread}
                  for name, predicted, true, spread in zip(
                      names, result.predicted.tolist(), result.true.tolist(),
-                     result.spread.tolist())]}
+                     result.bin_std.tolist())]}
 
 
 def size_of(state):
