@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, default_collate
 
 from headpose.errors import DataError, fault
 from headpose.files import printable
-from headpose.geometry.augment import Draws
-from headpose.geometry.crop import (Augmentation, augmented_crop,
-                                    crop_problem, protocol_crop, shrinkage)
+from headpose.geometry.augment import (Augmentation, Draws, augmented_crop,
+                                       shrinkage)
+from headpose.geometry.crop import crop_problem, protocol_crop
 from headpose.readers import biwi, lists, table
 from headpose.readers.images import read_image
 
@@ -85,8 +85,7 @@ class PoseDataset:
         return os.path.join(self.data_dir, self.annotations.images[index])
 
     def draws(self, epoch):
-        """Returns an epoch's random numbers: float32 (N, fields of `Draws`).
-        """
+        """Returns the random numbers of an epoch, (N, fields of `Draws`)."""
         if self._draws[0] != epoch:
             generator = seeded(AUGMENTATION, self.seed, epoch)
             self._draws = epoch, torch.rand(

@@ -19,7 +19,7 @@ def main(argv=None):
     from torch.optim import AdamW
 
     from datasets import read_annotations, training_loaders
-    from headpose.geometry.crop import Augmentation
+    from headpose.geometry.augment import Augmentation
     from headpose.training.engine import Trainer, fit
     from headpose.training.recipe import Recipe
     from headpose.training.run import Run, process_rank, world_size

@@ -19,7 +19,7 @@ import train_attnet
 import train_shufflenet
 from headpose.errors import RunError
 from headpose.files import atomic
-from headpose.geometry.crop import Augmentation
+from headpose.geometry.augment import Augmentation
 from headpose.geometry.pose import AXES, MIRROR
 from headpose.training import checkpoint, engine, options
 from headpose.training.recipe import Recipe
@@ -208,7 +208,7 @@ def test_crops_grow_over_the_run(sample):
     sides = [training[epoch, 0][0].shape[0] for epoch in range(1, 6)]
     assert sides == [64, 64, 80, 80, 96]
     assert {validation[epoch, 0][0].shape[0] for epoch in range(6)} == {96}
-    assert [each.rotate for each in training.augmentation] == [40, 40, 40, 40, 10]
+    assert [each.rotate for each in training.augmentation] == [40] * 4 + [10]
 
 
 def test_one_cycle_is_made_for_its_number_of_epochs(sample, run, tmp_path):
