@@ -34,7 +34,7 @@ class Evaluation(NamedTuple):
     indices: np.ndarray     # (N,)
     predicted: np.ndarray   # (N, 3) degrees: yaw, pitch, roll
     true: np.ndarray        # (N, 3)
-    spread: np.ndarray      # (N,) degrees, see `hopenet.spread`
+    bin_std: np.ndarray     # (N,) degrees, see `hopenet.bin_std`
 
     @property
     def errors(self):
