@@ -366,9 +366,7 @@ def torch_network(snapshot, gpu=-1, image_size=None):
     from headpose.inference.backends import TorchNetwork
     from headpose.networks.fusion import for_inference
     from headpose.training.checkpoint import crop_size, load_network
-    from headpose.training.engine import predict
-    from hopenet import AttNet
-    from shufflenet import NETWORKS
+    from shufflenet import rebuild
     from utils import init_process
 
     if snapshot == SHIPPED and not os.path.exists(snapshot):
@@ -376,13 +374,15 @@ def torch_network(snapshot, gpu=-1, image_size=None):
         snapshot = beside if os.path.exists(beside) else snapshot
     try:
         device = init_process(gpu)
-        model, content = load_network(snapshot, AttNet, *NETWORKS)
+        model, content = load_network(snapshot, rebuild)
     except (RunError, WeightsError) as error:
         failure = InputError(str(error))
         failure.status = error.status
         raise failure from None
-    return TorchNetwork(for_inference(model.to(device)), predict, device,
-                        crop_size(snapshot, content, image_size))
+    return TorchNetwork(
+        for_inference(model.to(device)),
+        lambda model, images, _, flip: model.predict(images, flip), device,
+        crop_size(snapshot, content, image_size))
 
 
 def main(argv=None):

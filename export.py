@@ -98,10 +98,9 @@ def main(argv=None):
     import datasets  # slow imports
     from headpose.networks import portable
     from headpose.training.checkpoint import load_network, trained_size
-    from hopenet import AttNet
-    from shufflenet import NETWORKS
+    from shufflenet import rebuild
 
-    model, checkpoint = load_network(options.snapshot, AttNet, *NETWORKS)
+    model, checkpoint = load_network(options.snapshot, rebuild)
     size, batches = trained_size(checkpoint), None
     if options.precision == 'int8':
         annotations = datasets.read_data(

@@ -17,19 +17,17 @@ BIWI's angles are in its own files, and only its boxes in the table
 """
 import collections
 import contextlib
-import functools
 import multiprocessing
 import os
 import signal
 import sys
 from multiprocessing import connection
 
-from headpose.errors import noted_signals, run_main
+from headpose.errors import run_main, signals_noted
 from headpose.training.options import DATASETS, parse_filenames
 
 if __name__ == '__main__':  # --help and mistakes do not wait for the rest
     parse_filenames(__doc__)
-    received = noted_signals()
 
 from tqdm import tqdm
 
@@ -397,13 +395,11 @@ def report(path, dataset, rows, bad):
               f'degrees: {verdict}')
 
 
-def main(argv=None, stop=()):
-    """Runs the command; `argv` is a list of options, for tests.
-
-    `stop` is the list of signals that end it.
-    """
-    generate(parse_filenames(__doc__, argv), stop)
+def main(argv=None):
+    """Runs the command; `argv` is a list of options, for tests."""
+    with signals_noted() as stop:
+        generate(parse_filenames(__doc__, argv), stop)
 
 
 if __name__ == '__main__':
-    sys.exit(run_main(functools.partial(main, stop=received)))
+    sys.exit(run_main(main))

@@ -21,7 +21,7 @@ from headpose.errors import WeightsError, run_main
 from headpose.networks.fusion import for_inference, join_norms
 from headpose.networks.weights import require_key
 from headpose.training.options import BACKBONES
-from hopenet import PoseNetwork, cost, summary
+from hopenet import AttNet, PoseNetwork, cost, summary
 
 # Output channels of conv1, the three stages and conv5 (table 5 of the paper).
 CHANNELS = {0.5: [24, 48, 96, 192, 1024], 1.0: [24, 116, 232, 464, 1024],
@@ -147,6 +147,16 @@ class MobileNetwork(PoseNetwork):
 
 
 NETWORKS = MobileNetwork, ShuffleNet  # for checkpoint.load_network
+
+
+def rebuild(state, config=None):
+    """Returns a fresh network: that of a config, or of a state dict's keys."""
+    network = next((n for n in (AttNet, ShuffleNet, MobileNetwork)
+                    if n.mark in state), ShuffleNet)
+    config = dict(config or network.config_of(state))
+    kinds = {'attnet': AttNet, 'shufflenet': ShuffleNet,
+             'mobile': MobileNetwork}
+    return kinds[config.pop('network')](**config)
 
 
 def make_network(backbone='shufflenet', width=1.0):

@@ -43,6 +43,7 @@ from headpose.readers import lists
 from headpose.training import engine
 from headpose.training.checkpoint import read_checkpoint, trained_size
 from headpose.training.options import SHIPPED, training_parser
+from headpose.training.recipe import Recipe
 from hopenet import AttNet, pose_loss
 from shufflenet import ShuffleNet
 from tests.helpers import OneBatch
@@ -187,8 +188,9 @@ def stepper(network, batch, options, amp='auto'):
     loader = OneBatch(*random_batch(batch, options))
     precision = utils.choose_precision(amp, options.device,
                                        model.config['network'])
-    return partial(engine.train_epoch, model, loader, optimizer,
-                   options.device, amp=precision)
+    trainer = engine.Trainer(model, optimizer, Recipe(amp=precision),
+                             options.device)
+    return partial(engine.train_epoch, trainer, loader)
 
 
 def plain_stepper(network, batch, options):
@@ -269,14 +271,14 @@ def epochs(data, filename_list, options):
         loader = datasets.make_loader(
             datasets.PoseDataset(data, annotations, options.size, True),
             batches, workers, options.device)
-        memory = InMemory(loader)
-
-        def epoch(source):
-            return partial(
-                engine.train_epoch, model, source, optimizer, options.device,
-                amp=utils.choose_precision('auto', options.device,
-                                           model.config['network']))
-        row = take_turns(epoch(loader), epoch(memory), options, count, 3)
+        trainer = engine.Trainer(model, optimizer, Recipe(
+            amp=utils.choose_precision('auto', options.device,
+                                       model.config['network'])),
+            options.device)
+        row = take_turns(
+            partial(engine.train_epoch, trainer, loader),
+            partial(engine.train_epoch, trainer, InMemory(loader)),
+            options, count, 3)
         yield {'what': f'(c) epoch, {network.title}, '
                f'{workers} workers', 'unit': 'images/s',
                'here': row['here'], 'ratio': row['ratio'],

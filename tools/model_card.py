@@ -22,14 +22,14 @@ from headpose.networks.fusion import for_inference
 from headpose.training import engine
 from headpose.training.checkpoint import load_network, trained_size
 from headpose.training.options import SHIPPED
-from shufflenet import ShuffleNet
+from shufflenet import rebuild
 
 PICTURE = '.github/faces_yaw.png'
 
 
 def evaluate(snapshot, data, filename_list, landmarks, flip=False):
     """Returns a checkpoint's `Evaluation` on the listed images."""
-    model, content = load_network(snapshot, ShuffleNet)
+    model, content = load_network(snapshot, rebuild)
     loader = evaluation_loader(data, filename_list, landmarks=landmarks,
                                image_size=trained_size(content))
     return engine.evaluate(for_inference(model), loader, flip=flip)
