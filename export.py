@@ -37,13 +37,12 @@ which stands upright as its EXIF says; the shorter side resized to `size`,
 bilinear with antialiasing; the middle square.
 """
 import itertools
-import os
 import sys
 
 from headpose.errors import run_main
 from headpose.geometry.pose import AXES
 from headpose.training.options import (DATASETS, LABELS, SHIPPED, check_boxes,
-                                       plain_parser)
+                                       name_list, plain_parser)
 
 CALIBRATION = 40, 8  # batches of training crops, and images in each
 # For an .onnx file's metadata: the docstring's last sentence, and pose.py's
@@ -85,9 +84,7 @@ def parse_options(argv=None):
         parser.error(f'{options.path}: the name ends in none of .onnx, .pt2')
     if options.precision != 'float32' and options.path.endswith('.pt2'):
         parser.error(f'argument --{options.precision}: is for .onnx files')
-    if options.filename_list is None and not options.labels:
-        options.filename_list = os.path.join(options.data_dir,
-                                             'filename_list.txt')
+    name_list(options)
     return options
 
 

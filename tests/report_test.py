@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 import test_shufflenet
-from headpose.evaluation import compare, metrics, report
+from headpose.evaluation import compare, metrics
 from headpose.geometry import pose
 from headpose.training.engine import Evaluation
 from shufflenet import ShuffleNet

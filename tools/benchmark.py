@@ -271,10 +271,10 @@ def epochs(data, filename_list, options):
         loader = datasets.make_loader(
             datasets.PoseDataset(data, annotations, options.size, True),
             batches, workers, options.device)
-        trainer = engine.Trainer(model, optimizer, Recipe(
-            amp=utils.choose_precision('auto', options.device,
-                                       model.config['network'])),
-            options.device)
+        amp = utils.choose_precision('auto', options.device,
+                                     model.config['network'])
+        trainer = engine.Trainer(model, optimizer, Recipe(amp=amp),
+                                 options.device)
         row = take_turns(
             partial(engine.train_epoch, trainer, loader),
             partial(engine.train_epoch, trainer, InMemory(loader)),
