@@ -36,7 +36,6 @@ for a box of width w and height h: 0.4 w more on the left, 0.56 w on the right,
 which stands upright as its EXIF says; the shorter side resized to `size`,
 bilinear with antialiasing; the middle square.
 """
-import itertools
 import sys
 
 from headpose.errors import run_main
@@ -44,7 +43,7 @@ from headpose.geometry.pose import AXES
 from headpose.training.options import (DATASETS, LABELS, SHIPPED, check_boxes,
                                        name_list, plain_parser)
 
-CALIBRATION = 40, 8  # batches of training crops, and images in each
+CALIBRATION = 320  # training crops that show the ranges of values
 # For an .onnx file's metadata: the docstring's last sentence, and pose.py's
 # first.
 MARGINS = '0.4 w left, 0.56 w right, 0.4 h above, 0.168 h below'
@@ -92,27 +91,28 @@ def main(argv=None):
     """Runs the command; `argv` is a list of options, for tests."""
     options = parse_options(argv)
 
-    import datasets  # slow imports
-    from headpose.networks import portable
+    import numpy as np  # slow imports
+    import torch
+
+    from datasets import PoseDataset, read_annotations
+    from headpose.geometry.crop import Augmentation
+    from headpose.networks.portable import write
     from headpose.training.checkpoint import load_network, trained_size
     from shufflenet import rebuild
 
     model, checkpoint = load_network(options.snapshot, rebuild)
     size, batches = trained_size(checkpoint), None
     if options.precision == 'int8':
-        annotations = datasets.read_data(
+        crops = PoseDataset(read_annotations(
             options.data_dir, options.filename_list, labels=options.labels,
-            dataset=options.dataset)
-        count, images = CALIBRATION
-        loader = datasets.make_loader(
-            datasets.PoseDataset(options.data_dir, annotations, size,
-                                 augment=True),
-            datasets.Batches(range(len(annotations.names)), images,
-                             shuffle=True))
-        batches = [crops.permute(0, 2, 3, 1).contiguous()
-                   for crops, *_ in itertools.islice(loader, count)]
+            dataset=options.dataset), size, Augmentation())
+        order = np.random.default_rng(0).permutation(len(crops))
+        # Of few images each is taken several times, changed anew.
+        keys = [divmod(number, len(crops)) for number in range(CALIBRATION)]
+        batches = torch.from_numpy(np.stack([
+            crops[epoch, order[place]][0] for epoch, place in keys])).split(8)
     angles = ', '.join(AXES)
-    apart = portable.write(
+    apart = write(
         options.path, model, size, options.precision, batches,
         {'image_size': str(size), 'margins': MARGINS, 'angles': angles,
          'input': INPUT, 'convention': CONVENTION})

@@ -336,27 +336,3 @@ def name_list(options):
     if options.filename_list is None and not options.labels:
         options.filename_list = os.path.join(options.data_dir,
                                              'filename_list.txt')
-
-
-def parse_filenames(description, argv=None):
-    """Parses the command line of filename_generator.py."""
-    parser = plain_parser(description)
-    add = parser.add_argument
-    add('--dataset', choices=DATASETS, metavar='NAME',
-        help=', '.join(DATASETS))
-    add('--labels', **LABELS)
-    add('--dataset_path', metavar='DIR',
-        help='its folder; default: data/NAME')
-    add('--output', metavar='FILE',
-        help='default: filename_list.txt in the folder')
-    add('--include_flips', action='store_true',
-        help='300W-LP: list the *_Flip folders too')
-    add('--skip_bad', action='store_true',
-        help='leave unusable files out instead of stopping')
-    add('--workers', type=number(int, 1), default=cores(),
-        metavar='N', help='processes; default: the cores')
-    options = parser.parse_args(argv)
-    check_boxes(parser, options)
-    if not (options.dataset or options.labels and options.dataset_path):
-        parser.error('--dataset is needed, or --labels and --dataset_path')
-    return options
