@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, default_collate
 
 from headpose.errors import DataError, fault
 from headpose.files import printable
-from headpose.geometry.augment import Draws
-from headpose.geometry.crop import (Augmentation, augmented_crop,
-                                    crop_problem, protocol_crop, shrinkage)
+from headpose.geometry.augment import (Augmentation, Draws, augmented_crop,
+                                       shrinkage)
+from headpose.geometry.crop import crop_problem, protocol_crop
 from headpose.readers import biwi, lists, table
 from headpose.readers.images import read_image
 
@@ -36,9 +36,8 @@ def read_annotations(data_dir, filename_list=None, landmarks='visible',
         data_dir: the folder that names are relative to.
         filename_list: names; None: all of a table's.
         landmarks: see `mat.face_box`.
-        labels: a table, see headpose/readers/table.py; None: the .mat files.
-        dataset: 'BIWI' has only boxes in its table, see
-            headpose/readers/biwi.py; other names do not matter.
+        labels: a table, see `readers.table`; None: the .mat files.
+        dataset: 'BIWI' has only boxes in its table, see `readers.biwi`.
 
     Raises:
         DataError: a file is missing, damaged or out of range.
@@ -86,11 +85,11 @@ class PoseDataset:
         return os.path.join(self.data_dir, self.annotations.images[index])
 
     def draws(self, epoch):
-        """Returns the random numbers of an epoch: float32 (N, of `Draws`)."""
+        """Returns the random numbers of an epoch, (N, fields of `Draws`)."""
         if self._draws[0] != epoch:
+            generator = seeded(AUGMENTATION, self.seed, epoch)
             self._draws = epoch, torch.rand(
-                len(self), len(Draws._fields), generator=seeded(
-                    AUGMENTATION, self.seed, epoch)).numpy()
+                len(self), len(Draws._fields), generator=generator).numpy()
         return self._draws[1]
 
     def texture(self, draw):
@@ -99,13 +98,10 @@ class PoseDataset:
         return read_image(self.path(index), fast=True, shrink=2)
 
     def __getitem__(self, key):
-        """Returns an image, its angles and its index.
+        """Returns an image (size, size, 3), its angles (3,) and its index.
 
         Args:
             key: (epoch, index), as `EpochBatchSampler` yields them.
-
-        Returns:
-            uint8 array (size, size, 3), float32 array (3,), int.
 
         Raises:
             DataError: the image is missing or damaged, or its face box lies
@@ -114,29 +110,24 @@ class PoseDataset:
         epoch, index = key
         box, angles = (values[index] for values in (
             self.annotations.boxes, self.annotations.angles))
-        size = of_epoch(self.size, epoch)
-        if self.augmentation is None:
-            image = self.read(index, box)
-            image = np.array(protocol_crop(Image.fromarray(image), box, size,
-                                           self.protocol))
-        else:
-            augmentation = of_epoch(self.augmentation, epoch)
+        size, shrink = of_epoch(self.size, epoch), 1
+        augmentation = of_epoch(self.augmentation, epoch)
+        if augmentation:
             draws = Draws(*self.draws(epoch)[index])
             shrink = shrinkage(box, draws, size, augmentation.box_jitter)
-            other = self.textures and functools.partial(self.texture,
-                                                        draws.other)
-            image, angles = augmented_crop(
-                self.read(index, box, True, shrink), box, angles, draws, size,
-                augmentation, shrink, other)
-        return image, angles.astype(np.float32), index
-
-    def read(self, index, box, fast=False, shrink=1):
-        """Returns an image that its box fits; see `read_image`."""
-        image = read_image(self.path(index), fast, shrink)
+        image = read_image(self.path(index), bool(augmentation), shrink)
         problem = crop_problem(box, *np.multiply(image.shape[1::-1], shrink))
         if problem:
             raise fault(self.path(index), problem)
-        return image
+        if augmentation:
+            other = self.textures and functools.partial(self.texture,
+                                                        draws.other)
+            image, angles = augmented_crop(image, box, angles, draws, size,
+                                           augmentation, shrink, other)
+        else:
+            image = np.array(protocol_crop(Image.fromarray(image), box, size,
+                                           self.protocol))
+        return image, angles.astype(np.float32), index
 
 
 def of_epoch(value, epoch):
@@ -155,15 +146,13 @@ def seeded(stream, seed, epoch):
 class EpochBatchSampler:
     """Yields lists of (epoch, index), the keys of `PoseDataset`.
 
-    Several processes share each batch: its size is that of all their parts.
-    No image is given twice, and none is left out.  In training every process
-    has a part of each batch: where fewer images than processes are left at
-    the end of an epoch, they join the batch before.
+    Processes share each batch; every image is given to one of them.  In
+    training every process has a part of each batch: where fewer images than
+    processes are left at the end of an epoch, they join the batch before.
 
     Args:
         indices: the images to go through.
-        batch_size: of all processes, at least one image each; the last batch
-            may have fewer.
+        batch_size: of all processes together, at least one image each.
         shuffle: training: a new order each epoch, of (seed, epoch) alone.
         seed: of the order.
         rank: of this process.
@@ -223,17 +212,14 @@ def split_keys(annotations, by='photo'):
 
 
 def split_indices(keys, seed=0):
-    """Divides the images into training and validation, 9:1.
+    """Divides images into sorted indices of training and validation, 9:1.
 
     Args:
         keys: of all images, see `split_keys`.
         seed: of the split's own generator.
 
-    Returns:
-        Two sorted lists of indices: training, validation.
-
     Raises:
-        DataError: there are no two keys.
+        DataError: all images have one key.
     """
     members, validation = {}, []
     for index, key in enumerate(keys):
@@ -255,9 +241,7 @@ def split_indices(keys, seed=0):
 def print_split(keys, kind, training, validation):
     """Prints the numbers on each side of a split, and if it is far from 9:1.
 
-    Args:
-        keys, kind: see `split_keys`.
-        training, validation: lists of indices.
+    Args: see `split_keys` and `split_indices`.
     """
     counts = [f'{len(indices):,} images' + (
         '' if kind == 'images' else
@@ -279,9 +263,9 @@ def make_loader(dataset, batch_sampler, num_workers=0, device='cpu'):
 
     Args:
         dataset: a `PoseDataset`.
-        batch_sampler: an `EpochBatchSampler` of its indices.
+        batch_sampler: an `EpochBatchSampler`.
         num_workers: processes that load images.
-        device: that the batches will go to; for a GPU their memory is pinned.
+        device: that the batches will go to; a GPU's are in pinned memory.
     """
     # The workers are the parallelism.  OpenCV's own threads must end before
     # the workers are forked: in a copy of the process, ending them hangs.
@@ -295,8 +279,8 @@ def make_loader(dataset, batch_sampler, num_workers=0, device='cpu'):
 def collate(items):
     """Makes a batch of `PoseDataset`'s items.
 
-    Images come from a worker in shared memory.  Angles and indices are so
-    small that a message is faster, hence arrays.
+    Angles and indices are arrays, because a tensor comes from a worker in
+    shared memory, which is slower for so few numbers.
 
     Returns:
         uint8 tensor (N, 3, size, size), in memory channels last, as the
@@ -333,8 +317,7 @@ def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
         rank, world_size: of this process, and the number of processes.
 
     Raises:
-        DataError: see `split_indices`; or there are fewer training images
-            than processes.
+        DataError: there are too few images to divide.
     """
     keys, kind = split_keys(annotations, split)
     training, validation = split_indices(keys, split_seed)

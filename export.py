@@ -95,7 +95,7 @@ def main(argv=None):
     import torch
 
     from datasets import PoseDataset, read_annotations
-    from headpose.geometry.crop import Augmentation
+    from headpose.geometry.augment import Augmentation
     from headpose.networks.portable import write
     from headpose.training.checkpoint import load_network, trained_size
     from shufflenet import rebuild

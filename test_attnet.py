@@ -28,10 +28,11 @@ def main(argv=None):
     device = init_process(options.gpu)
     model, checkpoint = load_network(options.snapshot, rebuild)
     image_size = crop_size(options.snapshot, checkpoint, options.image_size)
+    annotations = read_annotations(
+        options.data_dir, options.filename_list, options.landmarks,
+        options.labels, options.dataset)
     loader = evaluation_loader(
-        read_annotations(options.data_dir, options.filename_list,
-                         options.landmarks, options.labels, options.dataset),
-        batch_size=options.batch_size, image_size=image_size,
+        annotations, batch_size=options.batch_size, image_size=image_size,
         protocol=options.protocol, num_workers=options.workers,
         device=device, rank=process_rank(), world_size=world_size())
     result = evaluate(for_inference(model.to(device)), loader,

@@ -19,7 +19,7 @@ def main(argv=None):
     from torch.optim import AdamW
 
     from datasets import read_annotations, training_loaders
-    from headpose.geometry.crop import Augmentation
+    from headpose.geometry.augment import Augmentation
     from headpose.training.engine import Trainer, fit
     from headpose.training.recipe import Recipe
     from headpose.training.run import Run, process_rank, world_size
@@ -28,16 +28,18 @@ def main(argv=None):
 
     device = init_process(options.gpu, options.seed, options.deterministic)
     options.amp = choose_precision(options.amp, device, 'attnet')
-    augmentation = options.augment and Augmentation(
+    augmentation = Augmentation(
         rotate=options.rotate, box_jitter=options.box_jitter,
         color_jitter=options.color_jitter,
         low_resolution=options.low_resolution, light=options.light,
         occlude=options.occlude)
+    annotations = read_annotations(
+        options.data_dir, options.filename_list, options.landmarks,
+        options.labels, options.dataset)
     loaders = training_loaders(
-        read_annotations(options.data_dir, options.filename_list,
-                         options.landmarks, options.labels, options.dataset),
-        batch_size=options.batch_size, image_sizes=options.image_sizes,
-        num_epochs=options.num_epochs, augmentation=augmentation or None,
+        annotations, batch_size=options.batch_size,
+        image_sizes=options.image_sizes, num_epochs=options.num_epochs,
+        augmentation=augmentation if options.augment else None,
         weak_end=options.weak_end, split=options.split,
         split_seed=options.split_seed, seed=options.seed,
         num_workers=options.workers, device=device, rank=process_rank(),

@@ -87,6 +87,7 @@ def hopenets_angles(matrix):
                        -np.arctan2(r[1, 0], r[0, 0])])
 
 
+@pytest.mark.quick
 def test_a_real_pose_has_its_published_angles(pose_file):
     angles = biwi.read_pose(pose_file(REAL_POSE))
     np.testing.assert_allclose(angles, REAL_ANGLES, atol=1e-4)
@@ -94,6 +95,7 @@ def test_a_real_pose_has_its_published_angles(pose_file):
         biwi.read_pose(pose_file(REAL_POSE.replace('\n', '\r\n'))), angles)
 
 
+@pytest.mark.quick
 def test_the_angles_are_hopenets(pose_file):
     for matrix in Rotation.random(50, rng=0).as_matrix():
         text = '\n'.join(' '.join(map(repr, map(float, row)))
@@ -102,6 +104,7 @@ def test_the_angles_are_hopenets(pose_file):
                                    hopenets_angles(matrix), atol=1e-9)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('angles', [(20, -10, 5), (90, 30, 0), (-90, 5, 9)])
 def test_the_angles_give_the_rotation_back(pose_file, angles):
     # At 90 degrees of yaw, too, where others' numbers do as well.
@@ -110,6 +113,7 @@ def test_the_angles_give_the_rotation_back(pose_file, angles):
                                pose.rotation_matrix(angles), atol=1e-5)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('content, message', [
     ('', 'expected a rotation matrix'),
     (REAL_POSE[:60], 'expected a rotation matrix'),
@@ -130,6 +134,7 @@ def test_a_damaged_pose_is_refused(pose_file, content, message):
 
 # ---------------------------------------------------------------- the frames
 
+@pytest.mark.quick
 def test_the_rendered_angles_are_read(rendered):
     folder, angles = rendered
     found = biwi.read_annotations(folder, folder / 'biwi_ann.txt')
@@ -143,6 +148,7 @@ def test_the_rendered_angles_are_read(rendered):
     assert found.frames == {f'{n:02}': 3 for n in range(1, 25)}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('top', ['', 'faces_0', 'kinect_head_pose_db',
                                  'kinect_head_pose_db/hpdb'])
 def test_the_folder_has_many_names(own, top):
@@ -158,6 +164,7 @@ def test_the_folder_has_many_names(own, top):
     np.testing.assert_array_equal(found.angles, expected.angles)
 
 
+@pytest.mark.quick
 def test_people_who_came_twice_are_one_group(rendered):
     folder, _ = rendered
     found = biwi.read_annotations(folder, folder / 'biwi_ann.txt')
@@ -168,6 +175,7 @@ def test_people_who_came_twice_are_one_group(rendered):
         assert people[first] == people[second]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('text, message', [
     ('hpdb/25/frame_00003_rgb.png,{}', 'line 2: .*00003_rgb.png is not in'),
     ('hpdb/01/frame_00009_rgb.png,{}', 'line 2: .*00009_rgb.png is not in'),
@@ -184,6 +192,7 @@ def test_bad_boxes_are_named_by_their_line(rendered, tmp_path, text, message):
     assert '\n' not in str(caught.value)
 
 
+@pytest.mark.quick
 def test_a_folder_without_frames_is_refused(sample, tmp_path, rendered):
     table = rendered[0] / 'biwi_ann.txt'
     for folder, message in ((sample / 'AFLW2000', 'has no frames of BIWI'),
@@ -192,6 +201,7 @@ def test_a_folder_without_frames_is_refused(sample, tmp_path, rendered):
             biwi.read_annotations(folder, table)
 
 
+@pytest.mark.quick
 def test_boxes_are_asked_for(capsys):
     for parse in (filename_generator.parse_options, lambda argv:
                   options.parse_evaluation('', 'attnet', argv)):
@@ -207,6 +217,7 @@ def test_boxes_are_asked_for(capsys):
 
 # ----------------------------------------------------------------- the lists
 
+@pytest.mark.quick
 def test_the_generator_writes_seven_lists(own, generate):
     status, out, err = generate(own)
     assert status == 0, err
@@ -227,6 +238,7 @@ def test_the_generator_writes_seven_lists(own, generate):
         assert f'filename_list_test{split}.txt: 16' in out
 
 
+@pytest.mark.quick
 def test_the_splits_are_drawn_as_documented():
     people = {}
     for number in range(1, 25):
@@ -242,6 +254,7 @@ def test_the_splits_are_drawn_as_documented():
         assert tuple(sorted(tested)) == expected
 
 
+@pytest.mark.quick
 def test_what_is_damaged_is_left_out_if_asked(own, generate):
     (own / 'hpdb/01/frame_00003_pose.txt').write_text('1 2 3\n')
     (own / 'hpdb/02/frame_00003_pose.txt').unlink()
@@ -305,6 +318,7 @@ def squeezed(image, size):
     return image
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('protocol', ['ours', 'hopenet', 'fsanet'])
 def test_the_crops_are_their_sources(rendered, protocol):
     folder, _ = rendered
@@ -326,6 +340,7 @@ def test_the_crops_are_their_sources(rendered, protocol):
     assert np.abs(crops[0] - other).mean() > 5
 
 
+@pytest.mark.quick
 def test_fsanets_margin_ends_with_the_picture():
     image = np.arange(80 * 100 * 3, dtype=np.uint32).reshape(80, 100, 3)
     image = (image % 251).astype(np.uint8)
@@ -357,6 +372,7 @@ def opal23s_mean(deltas):
     return mean
 
 
+@pytest.mark.quick
 def test_alignment_takes_one_rotation_away():
     rng = np.random.default_rng(0)
     true = rng.uniform(-1, 1, (60, 3)) * biwi_data.MOST
@@ -366,6 +382,7 @@ def test_alignment_takes_one_rotation_away():
     np.testing.assert_allclose(pose.aligned(true, true), true, atol=1e-9)
 
 
+@pytest.mark.quick
 def test_alignment_is_opal23s():
     rng = np.random.default_rng(1)
     true = rng.uniform(-1, 1, (60, 3)) * biwi_data.MOST
@@ -383,6 +400,7 @@ def test_alignment_is_opal23s():
         pose.rotation_matrix(true + (120, 0, 0)), atol=1e-9)
 
 
+@pytest.mark.quick
 def test_what_is_reported_by_sequence(rendered, capsys):
     folder, _ = rendered
     found = biwi.read_annotations(folder, folder / 'biwi_ann.txt')
@@ -424,6 +442,7 @@ def test_the_test_runs_on_biwi(rendered, run, snapshot, tmp_path, protocol):
     assert 'BIWI' in (tmp_path / 'r' / 'report.html').read_text('utf-8')
 
 
+@pytest.mark.quick
 def test_reports_of_two_crops_say_so(tmp_path):
     for name, more in (('A', {}), ('B', {'crop': 'fsanet'})):
         (tmp_path / name).write_text(json.dumps({

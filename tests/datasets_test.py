@@ -10,6 +10,7 @@ from headpose.errors import DataError
 from headpose.files import read_bytes
 from headpose.readers import images, lists, mat
 
+pytestmark = pytest.mark.quick
 POINTS = np.array([[100.0, 200.0, 150.0], [120.0, 110.0, 260.0]])
 
 

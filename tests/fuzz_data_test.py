@@ -21,7 +21,7 @@ from PIL import Image
 import datasets
 import filename_generator
 from headpose.errors import DataError
-from headpose.geometry.crop import Augmentation
+from headpose.geometry.augment import Augmentation
 from headpose.readers import lists, mat
 from headpose.readers.images import check_image, read_image
 from headpose.readers.pool import map_files
@@ -108,6 +108,7 @@ def outcome(function, path, *args, **kwargs):
 
 # --------------------------------------------------------------------- tests
 
+@pytest.mark.quick
 @seldom
 @given(st.lists(st.tuples(st.sampled_from(range(6)), damages()), min_size=5,
                 max_size=20))
@@ -133,6 +134,7 @@ def test_damaged_mats(tmp_path, cases):
             np.testing.assert_array_equal(pt2d, POINTS)
 
 
+@pytest.mark.quick
 @often
 @given(st.sampled_from(range(9)), damages())
 def test_damaged_images(tmp_path, which, damage):
@@ -161,6 +163,7 @@ LINES = st.lists(
         '/'.join), max_size=6)
 
 
+@pytest.mark.quick
 @often
 @given(LINES, st.sampled_from(['\n', '\r\n', '\r']), st.booleans())
 def test_hostile_lists(tmp_path, lines, end, mark):
@@ -253,6 +256,7 @@ def refused(folder, name, path):
     return False
 
 
+@pytest.mark.quick
 def test_the_files_that_are_damaged_are_good(tmp_path):
     for packed, data in mats():
         (tmp_path / 'x.mat').write_bytes(data)

@@ -68,12 +68,12 @@ def trainer_of(model, lr=0.0, **recipe):
                           Recipe(**recipe))
 
 
-def loaders(sample, batch_size=8, image_size=SIZE, **more):
+def loaders(sample, **more):
     """Returns the loaders of the sample's training images."""
+    annotations = datasets.read_annotations(
+        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt')
     return datasets.training_loaders(
-        datasets.read_annotations(
-            sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt'),
-        batch_size=batch_size, image_sizes=(image_size,), **more)
+        annotations, **{'batch_size': 8, 'image_sizes': [SIZE], **more})
 
 
 def headless(model):

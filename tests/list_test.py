@@ -59,12 +59,14 @@ def listed(folder):
     return (folder / 'filename_list.txt').read_text().splitlines()
 
 
+@pytest.mark.quick
 def test_the_real_aflw2000_pairs(real):
     names = real[1]['AFLW2000'].read_text().splitlines()
     assert len(names) == 30 and 'image00032' not in names
     assert names == sorted(names) and 'image00002' in names
 
 
+@pytest.mark.quick
 def test_the_real_300w_lp_pairs(real):
     names = real[1]['300W_LP'].read_text().splitlines()
     assert len(names) == 51 and 'AFW/AFW_134212_1_0' in names
@@ -81,6 +83,7 @@ def test_the_recrops_keep_1955_of_1983(recrops, generate, tmp_path):
     assert len((tmp_path / 'list.txt').read_text().split()) == 1955
 
 
+@pytest.mark.quick
 def test_the_whole_folder_is_listed_in_order(flat, generate):
     status, out, err = generate('AFLW2000', flat)
     assert status == 0, err
@@ -89,6 +92,7 @@ def test_the_whole_folder_is_listed_in_order(flat, generate):
     assert '1,969' in out and 'not the whole release' in out
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('dataset', ['300W-LP', '300W_LP', 'Pose_300W_LP'])
 def test_300w_lp_is_listed_with_its_folders(nested, generate, dataset):
     status, _, err = generate(dataset, nested)
@@ -97,6 +101,7 @@ def test_300w_lp_is_listed_with_its_folders(nested, generate, dataset):
     assert len(listed(nested)) == 24
 
 
+@pytest.mark.quick
 def test_which_subfolders_count(nested, generate):
     shutil.copytree(nested / 'AFW', nested / 'AFW_Flip')
     shutil.copytree(nested / 'AFW', nested / 'mine')
@@ -109,6 +114,7 @@ def test_which_subfolders_count(nested, generate):
     assert 'AFW_Flip/AFW_000001_1_0' in listed(nested)
 
 
+@pytest.mark.quick
 def test_dots_in_names_are_kept(flat, generate):
     for extension in ('jpg', 'mat'):
         shutil.copy(flat / f'image00002.{extension}',
@@ -124,6 +130,7 @@ def set_angle(path, column, radians):
                             if not key.startswith('__')})
 
 
+@pytest.mark.quick
 def test_what_is_beyond_99_degrees_is_dropped_on_any_axis(flat, nested,
                                                           generate):
     for column, axis in enumerate(('pitch', 'yaw', 'roll')):
@@ -150,6 +157,7 @@ def damage(folder):
     return [f'image0000{number}' for number in range(2, 8)]
 
 
+@pytest.mark.quick
 def test_unusable_pairs_are_named_and_stop_it(flat, generate):
     (flat / 'filename_list.txt').write_text('old\n')
     names = damage(flat)
@@ -164,6 +172,7 @@ def test_unusable_pairs_are_named_and_stop_it(flat, generate):
     assert listed(flat) == ['image00008', 'image00009', 'image00010']
 
 
+@pytest.mark.quick
 def test_the_list_goes_where_it_is_told(flat, generate, tmp_path):
     path = tmp_path / 'new' / 'folder' / 'list.txt'
     status, _, _ = generate('AFLW2000', flat, '--output', path)
@@ -174,6 +183,7 @@ def test_the_list_goes_where_it_is_told(flat, generate, tmp_path):
     assert status == 1 and err.count('\n') == 1 and '--output FILE' in err
 
 
+@pytest.mark.quick
 def test_no_list_without_pairs(tmp_path, generate):
     (tmp_path / 'filename_list.txt').write_text('old\n')
     for dataset, folder, message in (
@@ -186,6 +196,7 @@ def test_no_list_without_pairs(tmp_path, generate):
     assert os.listdir(tmp_path) == ['filename_list.txt']
 
 
+@pytest.mark.quick
 def test_an_unknown_data_set_lists_the_known(capsys):
     with pytest.raises(SystemExit) as stop:
         filename_generator.main(['--dataset', 'AFW'])
@@ -209,6 +220,7 @@ def write_list(folder, text):
     return path
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('text, message', [
     ('image00002\n{}/image00003\n', r'line 2: /.* lies outside the data'),
     ('image00002\n../AFLW2000/image00003\n', r'line 2: \.\./A.* outside'),
@@ -229,6 +241,7 @@ def test_names_that_are_none_are_refused_with_their_line(flat, text, message):
     assert '\n' not in str(caught.value)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('text', [
     b'\xef\xbb\xbfimage00002\r\nimage00003\r\n', b'image00002\rimage00003',
     b'./image00002 \n\n a/../image00003\n'])
@@ -295,6 +308,7 @@ def test_names_that_are_no_utf8_are_used(flat, generate, run, snapshot,
         'J\udcfcrgen')
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('name', ['two\nlines', 'two\rlines', ' space',
                                   'space ', '\ufeffmark', 'tab\t'])
 def test_names_that_no_list_can_hold_are_named(flat, generate, name):
@@ -307,6 +321,7 @@ def test_names_that_no_list_can_hold_are_named(flat, generate, name):
     assert status == 0 and len(listed(flat)) == 9
 
 
+@pytest.mark.quick
 def test_control_characters_do_not_reach_the_terminal(flat, generate):
     copy_pair(flat, 'a\x1b[2Jb\x85c')
     (flat / 'a\x1b[2Jb\x85c.mat').write_bytes(b'no')
@@ -315,6 +330,7 @@ def test_control_characters_do_not_reach_the_terminal(flat, generate):
     assert r'a\x1b[2Jb\x85c.mat: not a readable' in err
 
 
+@pytest.mark.quick
 def test_what_macos_leaves_beside_the_data_is_none(nested, flat, generate):
     shutil.copytree(nested / 'AFW', nested / '__MACOSX')
     for folder in (nested / 'AFW', flat):
@@ -326,6 +342,7 @@ def test_what_macos_leaves_beside_the_data_is_none(nested, flat, generate):
     assert len(listed(flat)) == 9
 
 
+@pytest.mark.quick
 def test_scripts_start_where_no_system_counts_cores(monkeypatch):
     # macOS and Windows.
     monkeypatch.delattr(os, 'sched_getaffinity')
@@ -378,6 +395,7 @@ def loaded(folder, generate):
     return arrays
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('other', ['image00002.png', 'image00002.JPG'])
 def test_two_images_for_one_mat_are_refused_by_name(flat, generate, other):
     generate('AFLW2000', flat)
@@ -411,6 +429,7 @@ UNUSABLE = {
     (1, 3000): [([[0, 40], [0, 40]], '1 x 3000 pixels is too small')]}
 
 
+@pytest.mark.quick
 def test_only_pairs_whose_crop_can_be_made_are_listed(flat, generate):
     reasons = []
     for size, cases in UNUSABLE.items():
@@ -433,6 +452,7 @@ def deadly(path, *_):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.quick
 def test_a_pair_that_crashes_its_reader_is_named_and_the_rest_goes_on(
         flat, generate, monkeypatch):
     # The processes are forked with it.
@@ -445,6 +465,7 @@ def test_a_pair_that_crashes_its_reader_is_named_and_the_rest_goes_on(
     assert listed(flat) == [f'image{n:05}' for n in (2, 4, 5, 6, 8, 9, 10)]
 
 
+@pytest.mark.quick
 def test_processes_check_pairs_as_one_does(nested):
     set_angle(nested / 'AFW' / 'AFW_000001_1_0.mat', 1, 1.74)
     found, bad = pairs.find_pairs(nested, '300W_LP')
@@ -456,6 +477,7 @@ def test_processes_check_pairs_as_one_does(nested):
 
 # ------------------------------------------------------------- its endings
 
+@pytest.mark.quick
 def test_the_list_is_whole_or_the_old_one(flat, generate, monkeypatch):
     path = flat / 'filename_list.txt'
     path.write_text('old\n')
@@ -468,6 +490,13 @@ def test_the_list_is_whole_or_the_old_one(flat, generate, monkeypatch):
     assert status == 1 and 'the disk is full' in err
     assert err.count('\n') == 1
     assert listed(flat) == ['old'] and not list(flat.glob('*.tmp*'))
+
+
+@pytest.mark.quick
+def test_signal_handlers_are_put_back(flat, generate):
+    before = [signal.getsignal(number) for number in range(1, 16)]
+    assert generate('AFLW2000', flat)[0] == 0
+    assert before == [signal.getsignal(number) for number in range(1, 16)]
 
 
 def test_the_list_is_renamed_when_it_is_whole(flat, generate, monkeypatch):
@@ -485,6 +514,7 @@ def test_the_list_is_renamed_when_it_is_whole(flat, generate, monkeypatch):
     assert seen == [(str(path), ['old'], 9)]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('name', ['image00002.jpg', 'image00002.mat',
                                   'new.PNG'])
 def test_the_list_replaces_no_image(flat, generate, name):

@@ -38,7 +38,7 @@ import export
 import filename_generator
 import utils
 from headpose import files
-from headpose.geometry.crop import Augmentation
+from headpose.geometry.augment import Augmentation
 from headpose.networks.fusion import for_inference
 from headpose.readers import lists
 from headpose.training import engine

@@ -441,12 +441,12 @@ def report_training(loaders, run):
 
     Args: see `engine.fit`.
     """
-    log, dataset = run.log(), loaders[0].dataset
-    angles = [dataset.annotations.angles[loader.batch_sampler.indices]
+    log, annotations = run.log(), loaders[0].dataset.annotations
+    angles = [annotations.angles[loader.batch_sampler.indices]
               for loader in loaders]
     constant = np.abs(angles[1] - np.median(angles[0], 0))
     best = log.loc[log.mae.idxmin()]
-    print(f'\nTrained on {len(angles[0]):,} images of {dataset.data_dir}, '
+    print(f'\nTrained on {len(angles[0]):,} images of {annotations.data_dir}, '
           f'validated on {len(angles[1]):,}.\n'
           f'Best epoch {best.epoch:.0f}: Yaw: {best.yaw:.4f}, Pitch: '
           f'{best.pitch:.4f}, Roll: {best.roll:.4f}, MAE: {best.mae:.4f}\n'
