@@ -65,10 +65,11 @@ def bin_std(logits):
     the true angle with a known probability.
     """
     index = torch.arange(NUM_BINS, device=logits.device, dtype=torch.float32)
+    index -= (NUM_BINS - 1) / 2  # the smaller, the less is lost below
     weights = logits.float().softmax(-1)
-    mean = (weights * index).sum(-1, keepdim=True)  # (N, 3, 1)
-    variance = (weights * (index - mean).square()).sum(-1)  # (N, 3)
-    return variance.mean(1).sqrt() * BIN_WIDTH
+    # By products alone, (N, 3): OpenCV broadcasts no mean over the bins.
+    variance = weights @ index.square() - (weights @ index).square()
+    return variance.clamp(min=0).mean(1).sqrt() * BIN_WIDTH
 
 
 def pose_loss(logits, angles, alpha=2.0):

@@ -383,7 +383,7 @@ def runtimes(folder, options):
         snapshot = os.path.join(folder, 'network.pkl')
         torch.save({'network': model.config, 'model': model.state_dict(),
                     'options': {'image_size': size}}, snapshot)
-        export.export(path, snapshot)
+        export.main([path, '--snapshot', snapshot])
         fast = for_inference(model)
         functions = {
             'plain PyTorch': lambda x: model(torch.from_numpy(x)),
@@ -412,8 +412,8 @@ def shipped_exports(folder, options):
     paths = {precision: os.path.join(folder, f'{precision}.onnx')
              for precision in PRECISIONS}
     for precision, path in paths.items():
-        export.export(path, SHIPPED, True, precision, data_dir=faces,
-                      filename_list=filename_list)
+        export.main([path, *[f'--{precision}'] * (precision != 'float32'),
+                     '--data_dir', faces, '--filename_list', filename_list])
     images, true = test_crops(heads, listed('AFLW2000', heads, folder))
     functions = {name: session(path) for name, path in paths.items()}
     functions['OpenVINO'] = compiled(paths['float32'])

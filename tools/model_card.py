@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import filename_generator
 from datasets import evaluation_loader, read_annotations
-from headpose.evaluation.report import coverage_table, range_table
+from headpose.evaluation.metrics import coverage_table, range_table
 from headpose.files import atomic
 from headpose.geometry.pose import AXES, rotation_errors
 from headpose.networks.fusion import for_inference

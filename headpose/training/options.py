@@ -336,37 +336,3 @@ def name_list(options):
     if options.filename_list is None and not options.labels:
         options.filename_list = os.path.join(options.data_dir,
                                              'filename_list.txt')
-
-
-def parse_export(description, argv=None):
-    """Parses export.py's command line; returns the options."""
-    parser = plain_parser(description)
-    add = parser.add_argument
-    add('path', metavar='FILE', help='.onnx or .pt2 file to write')
-    add('--snapshot', default=SHIPPED, metavar='FILE',
-        help='checkpoint of either network, or a bare state dict; default: '
-        + SHIPPED)
-    add('--raw', action='store_true',
-        help='take uint8 RGB pixels (N, H, W, 3); normalisation inside')
-    precision = parser.add_mutually_exclusive_group()
-    for name, what in (('int8', 'smaller and faster: 8-bit convolutions, '
-                        'their ranges measured on training crops'),
-                       ('fp16', 'half the size: 16-bit floats')):
-        precision.add_argument(
-            f'--{name}', dest='precision', action='store_const', const=name,
-            default='float32', help=f'.onnx: {what}')
-    add('--data_dir', default='./data/300W_LP/', metavar='DIR',
-        help="--int8: the training crops' data set; default: "
-        './data/300W_LP/')
-    add('--filename_list', metavar='FILE',
-        help='--int8: default: filename_list.txt in the data folder; with '
-        '--labels, all rows')
-    add('--labels', **LABELS)
-    add('--dataset', choices=list(DATASETS), default='300W_LP',
-        help='--int8: BIWI for its poses, with boxes by --labels')
-    options = parser.parse_args(argv)
-    check_boxes(parser, options)
-    if options.precision != 'float32' and options.path.endswith('.pt2'):
-        parser.error(f'argument --{options.precision}: is for .onnx files')
-    name_list(options)
-    return options
