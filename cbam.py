@@ -1,9 +1,8 @@
 """CBAM, the convolutional block attention module (Woo et al., ECCV 2018).
 
-Two gates one after the other: the channel gate says which feature maps
-matter, the spatial gate says where.  Module names, so that its checkpoints
-load unchanged, and initial values are those of the official release
-(github.com/Jongchan/attention-module).
+A channel gate weighs the feature maps, then a spatial gate weighs the
+positions.  Module names and initial values are those of the official release
+(github.com/Jongchan/attention-module), so that its checkpoints load unchanged.
 """
 from collections import OrderedDict
 
@@ -15,24 +14,16 @@ from torch import nn
 class ChannelGate(nn.Module):
     """Scales each channel by a weight in (0, 1); section 3.1 of the paper.
 
-    One two-layer perceptron reads the average and the maximum of every
-    channel; the sum of its two answers goes through a sigmoid.
-
-    Args:
-        channels: C, the channels of the input.
-        reduction: the hidden layer has C // reduction units (the paper: 16).
-
-    Attributes:
-        inplace: write over the input; only where no gradients are needed.
+    One two-layer perceptron, with C // reduction hidden units, reads the mean
+    and the maximum of every channel; the sum of its two answers goes through
+    a sigmoid.
     """
-
-    inplace = False
 
     def __init__(self, channels, reduction=16):
         super().__init__()
         hidden = channels // reduction
-        # The release's Sequential starts with a Flatten: its layers are
-        # mlp.1 and mlp.3, and checkpoints use these names.
+        # The release's Sequential starts with a Flatten: its checkpoints name
+        # the layers mlp.1 and mlp.3.
         self.mlp = nn.Sequential(
             nn.Identity(),
             nn.Linear(channels, hidden),
@@ -43,31 +34,20 @@ class ChannelGate(nn.Module):
 
     def forward(self, x):
         """Maps (N, C, H, W) to the same shape."""
-        if torch.is_grad_enabled():
-            # As in the release, one position gets all of the gradient; amax
-            # shares it among ties, and its backward pass takes six times as
-            # long on a CPU.
-            maximum = F.adaptive_max_pool2d(x, 1).flatten(1)
-        else:
-            maximum = x.amax((2, 3))
-        pooled = torch.stack((x.mean((2, 3)), maximum))  # (2, N, C)
-        # Not a sum: under CUDA's autocast that is in float32, and so would be
-        # all that follows.
-        average, most = self.mlp(pooled)
-        gate = torch.sigmoid(average + most)[:, :, None, None]
-        return x.mul_(gate) if self.inplace else x * gate
+        # As in the release, one position gets all of the maximum's gradient;
+        # amax would share it among ties.
+        maximum = F.adaptive_max_pool2d(x, 1).flatten(1)
+        # Two answers instead of a sum over the stack: under CUDA's autocast
+        # sum() returns float32, and all that follows would be float32.
+        average, most = self.mlp(torch.stack((x.mean((2, 3)), maximum)))
+        return x * torch.sigmoid(average + most)[:, :, None, None]
 
 
 class SpatialGate(nn.Module):
     """Scales each position by a weight in (0, 1); section 3.2 of the paper.
 
     A 7x7 convolution reads the maximum and the mean over the channels.
-
-    Attributes:
-        inplace: as in `ChannelGate`.
     """
-
-    inplace = False
 
     def __init__(self):
         super().__init__()
@@ -76,31 +56,22 @@ class SpatialGate(nn.Module):
             bn=nn.BatchNorm2d(1, eps=1e-5, momentum=0.01)))
         nn.init.kaiming_normal_(self.spatial.conv.weight, mode='fan_out')
         # As in the release: with gamma 0 a fresh gate is one half everywhere
-        # and leaves the pattern of pretrained features alone.
+        # and keeps the pattern of pretrained features.
         nn.init.zeros_(self.spatial.bn.weight)
 
     def forward(self, x, residual=None):
         """Maps (N, C, H, W) to the same shape; see `CBAM.forward`."""
-        if torch.is_grad_enabled():  # as in ChannelGate
-            maximum = x.max(1, keepdim=True).values
-        else:
-            maximum = x.amax(1, keepdim=True)
-        pooled = torch.cat((maximum, x.mean(1, keepdim=True)), 1)
+        # Channels last, amax is faster than max, whose indices are not used.
+        pooled = torch.cat((x.amax(1, keepdim=True),
+                            x.mean(1, keepdim=True)), 1)
         gate = torch.sigmoid(self.spatial(pooled))  # (N, 1, H, W)
         if residual is None:
             return x * gate
-        if self.inplace:
-            return torch.addcmul(residual, x, gate, out=x)
         return torch.addcmul(residual, x, gate)
 
 
 class CBAM(nn.Module):
-    """Channel gate, then spatial gate (the order that the paper found best).
-
-    Args:
-        channels: C, the channels of the input.
-        reduction: see `ChannelGate`.
-    """
+    """Channel gate, then spatial gate: the order that the paper found best."""
 
     def __init__(self, channels, reduction=16):
         super().__init__()
@@ -108,11 +79,5 @@ class CBAM(nn.Module):
         self.SpatialGate = SpatialGate()
 
     def forward(self, x, residual=None):
-        """Maps (N, C, H, W) to the same shape.
-
-        Args:
-            x: the features to attend to.
-            residual: what to add to them afterwards, of the same shape; here
-                it costs no pass of its own.
-        """
+        """Maps (N, C, H, W) to the same shape, plus the residual, if any."""
         return self.SpatialGate(self.ChannelGate(x), residual)

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, default_collate
 
 from headpose.errors import DataError, fault
 from headpose.files import printable
-from headpose.geometry.augment import Draws
-from headpose.geometry.crop import (Augmentation, augmented_crop,
-                                    crop_problem, protocol_crop, shrinkage)
+from headpose.geometry.augment import (Augmentation, Draws, augmented_crop,
+                                       shrinkage)
+from headpose.geometry.crop import crop_problem, protocol_crop
 from headpose.readers import biwi, lists, table
 from headpose.readers.images import read_image
 

@@ -105,13 +105,9 @@ def load_backend(snapshot, gpu=-1, image_size=None):
     if snapshot.lower().endswith('.onnx'):
         return OnnxNetwork(snapshot, image_size)
     try:
-        import torch
-
         from headpose.networks.fusion import for_inference
         from headpose.training.checkpoint import crop_size, load_network
-        from headpose.training.engine import predict
-        from hopenet import AttNet
-        from shufflenet import NETWORKS
+        from shufflenet import rebuild
         from utils import init_process
     except ImportError as error:
         raise InputError(f'{printable(snapshot)}: a checkpoint needs PyTorch '
@@ -121,11 +117,9 @@ def load_backend(snapshot, gpu=-1, image_size=None):
     if snapshot == SHIPPED and os.path.exists(beside):
         snapshot = beside
     device = init_process(gpu)
-    model, content = load_network(snapshot, AttNet, *NETWORKS)
-    model = for_inference(model.to(device))
-    model.predict = lambda images, flip: predict(
-        model, torch.from_numpy(images), device, flip)
-    return TorchNetwork(model, crop_size(snapshot, content, image_size))
+    model, content = load_network(snapshot, rebuild)
+    return TorchNetwork(for_inference(model.to(device)),
+                        crop_size(snapshot, content, image_size))
 
 
 def main(argv=None):

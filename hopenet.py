@@ -1,31 +1,25 @@
 """HopeNet (Ruiz et al., CVPR Workshops 2018) and its ResNet-50 with CBAM.
 
-The method: each of the three angles is sorted into 66 bins of 3 degrees, and
-the angle is the expected value over the bins' probabilities.
+The method: each of the three angles is sorted into 66 bins of 3 degrees; the
+network classifies the bin, and the angle is the expected value over the bins'
+probabilities.
 
-    python hopenet.py     parameters, MACs and size beside the document's
-
-Angles are in degrees, in the order yaw, pitch, roll, with the signs of
-300W-LP: positive yaw turns the face towards the left of the image, positive
-pitch lifts the chin, positive roll tilts the head clockwise as we see it.
+Angles are in degrees, in the order yaw, pitch, roll; their signs are those of
+headpose/geometry/pose.py.
 """
-import contextlib
-import copy
-import sys
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import ResNet50_Weights
+from torchvision.models import get_model_weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from cbam import CBAM
-from headpose.errors import run_main
-from headpose.geometry.pose import AXES, MAX_ANGLE
-from headpose.networks.fusion import conv_norm, same_statistics
-from headpose.networks.weights import load_exactly, plain_keys, require_key
+from headpose.geometry.pose import AXES, MAX_ANGLE, MIRROR, mean_angles
+from headpose.networks.fusion import conv_norm
+from headpose.networks.weights import load_exactly, plain_keys
 
 NUM_BINS = 66
 BIN_WIDTH = 3.0     # degrees
@@ -40,13 +34,6 @@ PIXEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
 # ------------------------------------------------------------- the method
-
-def normalize(images):
-    """Turns uint8 RGB pixels (N, 3, H, W) into a network's float input."""
-    mean = images.new_tensor(PIXEL_MEAN, dtype=torch.float32)
-    std = images.new_tensor(PIXEL_STD, dtype=torch.float32)
-    return (images - mean[:, None, None]) / std[:, None, None]
-
 
 def bin_index(angles):
     """Returns the bin of each angle: any shape, degrees to int64 in 0..65.
@@ -70,24 +57,19 @@ def decode(logits):
     return logits.float().softmax(-1) @ (index * BIN_WIDTH) + MIN_ANGLE
 
 
-def spread(logits):
-    """Returns how far the bins' probabilities lie apart, in degrees.
+def bin_std(logits):
+    """Returns the standard deviation of the bins' probabilities, in degrees.
 
-    The standard deviation of the distribution over the bins, the root of its
-    mean square over the axes.  It says how sure the network is of its answer;
-    it is no interval that holds the true angle with a known probability.
-
-    Args:
-        logits: (N, 3, 66).
-
-    Returns:
-        (N,) float32.
+    (N, 3, 66) logits to (N,): the root of its mean square over the axes.  It
+    says how sure the network is of its answer; it is no interval that holds
+    the true angle with a known probability.
     """
     index = torch.arange(NUM_BINS, device=logits.device, dtype=torch.float32)
+    index -= (NUM_BINS - 1) / 2  # the smaller, the less is lost below
     weights = logits.float().softmax(-1)
-    mean = (weights * index).sum(-1, keepdim=True)  # (N, 3, 1)
-    variance = (weights * (index - mean).square()).sum(-1)  # (N, 3)
-    return variance.mean(1).sqrt() * BIN_WIDTH
+    # By products alone, (N, 3): OpenCV broadcasts no mean over the bins.
+    variance = weights @ index.square() - (weights @ index).square()
+    return variance.clamp(min=0).mean(1).sqrt() * BIN_WIDTH
 
 
 def pose_loss(logits, angles, alpha=2.0):
@@ -95,12 +77,12 @@ def pose_loss(logits, angles, alpha=2.0):
 
     The sum over the three axes of the cross entropy of the angle's bin plus
     alpha times the squared error of the decoded angle (equation 1 of the
-    paper, in degrees squared).
+    paper, in degrees squared; the document and HopeNet: alpha = 2).
 
     Args:
-        logits: (N, 3, 66), as a network returns them.
-        angles: (N, 3) degrees: yaw, pitch, roll.
-        alpha: weight of the squared error (the document and HopeNet: 2).
+        logits: (N, 3, 66).
+        angles: (N, 3) degrees.
+        alpha: weight of the squared error.
 
     Returns:
         (N,) float32.
@@ -113,61 +95,105 @@ def pose_loss(logits, angles, alpha=2.0):
     return (cross_entropy + alpha * squared).sum(1)
 
 
+class Prediction(NamedTuple):
+    """A network's answers on the N images of a batch."""
+    angles: np.ndarray    # (N, 3) degrees: yaw, pitch, roll
+    bin_std: np.ndarray   # (N,) degrees, see `bin_std`
+    logits: torch.Tensor  # (N, 3, 66), on the CPU
+
+
 # ----------------------------------------------------------- the networks
 
 class PoseNetwork(nn.Module):
-    """What the networks share; mixed into a torchvision classifier.
+    """The heads and the recipe of all networks; a mix-in for torchvision's.
 
-    A network maps (N, 3, H, W) RGB images, normalised by `normalize`, to
-    logits (N, 3, 66): yaw, pitch, roll.  A subclass names its `stem`, the
-    modules that stay frozen when they come pretrained, and its `title`.
+    A network maps (N, 3, H, W) RGB images, normalised by its `normalize`, to
+    logits (N, 3, 66): yaw, pitch, roll.
 
     Attributes:
+        title: the network's name in messages.
+        torchvision_name: torchvision's name of its backbone.
         config: plain dict that rebuilds the network (see a checkpoint).
-        pretrained_norms: names of the batch norms whose statistics came with
-            pretrained weights and stay as they are.
-        checkpoint_activations: compute each block twice instead of keeping
-            what happens inside for the backward pass.
-        mark: a key that a state dict of this network has.
-        published_factors: what the released code did by accident: parts of
-            parameter names, and how often its Adam stepped each in a batch.
-        published_untrained: and the heads that it never trained.
+        stem: the modules that stay frozen with ImageNet weights.
+        pretrained_norms: names of the batch norms whose running statistics
+            came with pretrained weights and stay as they are.
+        published_factors: the released code stepped some parameters several
+            times in a batch: parts of their names, and how often.
+        published_untrained: the heads that the released code never trained.
     """
 
+    title = torchvision_name = ''
     stem = ()
-    title = ''
-    mark = ''
-    checkpoint_activations = False
     published_factors = ()
     published_untrained = ()
 
     def add_heads(self, features, config):
-        """Adds a classifier of 66 bins for each axis.
-
-        Args:
-            features: that they see.
-            config: see the class.
-        """
+        """Adds a classifier of 66 bins over the features for each axis."""
         for head in HEADS:
             self.add_module(head, nn.Linear(features, NUM_BINS))
         self.config = config
         self.pretrained_norms = []
+        for name, values in (('pixel_mean', PIXEL_MEAN),
+                             ('pixel_std', PIXEL_STD)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None],
+                                 persistent=False)
+
+    @property
+    def imagenet_weights(self):
+        """torchvision's enum; V1 is what HopeNet and the document used."""
+        return get_model_weights(self.torchvision_name).IMAGENET1K_V1
 
     def logits(self, features):
         """Maps pooled features (N, F) to logits (N, 3, 66)."""
         return torch.stack(
             [self.get_submodule(head)(features) for head in HEADS], 1)
 
+    def normalize(self, images):
+        """Turns uint8 RGB pixels (N, 3, H, W) into the network's input."""
+        return (images - self.pixel_mean) / self.pixel_std
+
+    def loss(self, logits, angles, alpha=2.0):
+        """Returns the loss of each image (N,); see `pose_loss`."""
+        return pose_loss(logits, angles, alpha)
+
+    def decode(self, logits):
+        """Returns the angles (N, 3) of logits (N, 3, 66), degrees."""
+        return decode(logits)
+
+    def bin_std(self, logits):
+        """Returns the deviation (N,) of logits (N, 3, 66), degrees."""
+        return bin_std(logits)
+
+    @torch.inference_mode()
+    def predict(self, images, flip=False):
+        """Returns the network's `Prediction` on a batch; call eval() before.
+
+        Args:
+            images: uint8 tensor or array (N, 3, H, W), RGB.
+            flip: give the mean of the rotations on each image and on its
+                mirror image, and of the two deviations; the logits are the
+                image's own.
+        """
+        pixels = self.normalize(
+            torch.as_tensor(images).to(self.pixel_mean.device))
+        logits = self(pixels).float().cpu()
+        angles, deviation = decode(logits).numpy(), bin_std(logits).numpy()
+        if flip:
+            mirrored = self(pixels.flip(-1)).float().cpu()
+            angles = mean_angles((angles, decode(mirrored).numpy() * MIRROR))
+            deviation = (deviation + bin_std(mirrored).numpy()) / 2
+        return Prediction(angles, deviation, logits)
+
     def load_pretrained(self, state):
         """Loads ImageNet weights, or a trained network's with its heads.
 
-        Only the heads, and an attention that the file has no part of, may be
-        missing; those start fresh.  The statistics of all batch norms that
-        came with the file are frozen (HopeNet's recipe: its batches are too
-        small to estimate them anew), and so is the stem of ImageNet weights.
+        The heads, and an attention of which the file has no part, may be
+        missing and start fresh.  All batch norms of the file are frozen
+        (HopeNet's batches are too small to estimate their statistics anew),
+        and so is the stem of ImageNet weights.
 
         Raises:
-            WeightsError: any other key is missing, unexpected or mis-shaped.
+            WeightsError: other keys are missing, unexpected or mis-shaped.
         """
         state = plain_keys(state)
         has_attention = any('.cbam.' in key for key in state)
@@ -183,17 +209,22 @@ class PoseNetwork(nn.Module):
         if not has_heads:
             self.freeze_stem()
 
-    def freeze_statistics(self):
-        """Puts pretrained batch norms into eval mode; call after train().
+    def set_train_mode(self, as_published=False):
+        """Sets the batch-norm policy of an epoch.
 
-        The one batch-norm policy: pretrained statistics stay as they came,
-        those of layers that started fresh are live.
+        Pretrained running statistics stay as they came; those of layers that
+        started fresh are live.
+
+        Args:
+            as_published: all in eval mode, as the released code was after
+                its first validation.
         """
+        self.train(not as_published)
         for name in self.pretrained_norms:
             self.get_submodule(name).eval()
 
     def freeze_stem(self):
-        """Leaves the stem's weights as they are; call before the groups."""
+        """Excludes the stem's weights from training."""
         for name in self.stem:
             self.get_submodule(name).requires_grad_(False)
 
@@ -207,8 +238,8 @@ class PoseNetwork(nn.Module):
         Args:
             lr: base learning rate.
             as_published: multiply each rate by how often the released code
-                stepped the parameter, and freeze what it left out: some of
-                the heads, and the stem even of a fresh network.
+                stepped the parameter, and freeze the heads that it left out
+                and the stem even of a fresh network.
             head_factor: learning rate of the heads over the backbone's.
         """
         groups = {}
@@ -227,15 +258,6 @@ class PoseNetwork(nn.Module):
         return [{'params': parameters, 'lr': lr * factor,
                  **({} if decays else {'weight_decay': 0.0})}
                 for (factor, decays), parameters in sorted(groups.items())]
-
-    def run(self, block, x):
-        """Applies a block, keeping its activations or not."""
-        if not (self.checkpoint_activations and torch.is_grad_enabled()):
-            return block(x)
-        return checkpoint(
-            block, x, use_reentrant=False, preserve_rng_state=False,
-            context_fn=lambda: (contextlib.nullcontext(),
-                                same_statistics(block)))
 
 
 class AttentionBottleneck(Bottleneck):
@@ -263,8 +285,7 @@ class AttNet(PoseNetwork, ResNet):
     """
 
     stem = ('conv1', 'bn1')
-    title = 'ResNet-50'
-    mark = 'layer1.0.conv3.weight'
+    title, torchvision_name = 'ResNet-50', 'resnet50'
     published_factors = (('.cbam.', 6), ('.downsample.', 4), ('layer', 3))
 
     def __init__(self, attention='cbam'):
@@ -273,81 +294,15 @@ class AttNet(PoseNetwork, ResNet):
                              + ', '.join(ATTENTIONS))
         super().__init__(AttentionBottleneck, [3, 4, 6, 3])
         if attention == 'cbam':
-            for block in self.blocks():
-                block.cbam = CBAM(block.conv3.out_channels)
+            for module in self.modules():
+                if isinstance(module, AttentionBottleneck):
+                    module.cbam = CBAM(module.conv3.out_channels)
         self.add_heads(self.fc.in_features,
                        {'network': 'attnet', 'attention': attention})
         del self.fc  # ImageNet's classes
 
-    @property
-    def imagenet_weights(self):
-        """torchvision's enum; V1 is what HopeNet and the document used."""
-        return ResNet50_Weights.IMAGENET1K_V1
-
-    @staticmethod
-    def config_of(state):
-        """Returns the configuration that a state dict was made with.
-
-        Raises:
-            WeightsError: it is not of this network.
-        """
-        require_key(state, AttNet.mark, AttNet.title)
-        has_cbam = any('.cbam.' in key for key in state)
-        return {'network': 'attnet',
-                'attention': 'cbam' if has_cbam else 'none'}
-
     def forward(self, x):
         """Maps (N, 3, H, W) to logits (N, 3, 66)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for block in self.blocks():
-            x = self.run(block, x)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.logits(self.avgpool(x).flatten(1))
-
-    def blocks(self):
-        """Returns the 16 bottlenecks, in their order."""
-        return [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
-
-
-# ---------------------------------------------------- inference, and its cost
-
-
-def cost(model, size=224):
-    """Returns a network's parameters, MACs and megabytes, as strings.
-
-    MACs are counted on one image of size x size by PyTorch's flop counter
-    (two flops a multiply-add; convolutions and linear layers only).
-    """
-    model = copy.deepcopy(model).to('meta').eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, 3, size, size, device='meta'))
-    count = sum(p.numel() for p in model.parameters())
-    stored = sum(t.numel() * t.element_size()
-                 for t in model.state_dict().values())
-    return (f'{count:,}', f'{counter.get_total_flops() // 2:,}',
-            f'{stored / 1e6:.1f} MB')
-
-
-def summary(model, parameters, checkpoint, size=224):
-    """Returns a table of a network's cost beside two published figures."""
-    count, macs, stored = cost(model, size)
-    rows = [('', 'here', 'published'),
-            ('parameters', count, parameters),
-            (f'MACs at {size} px', macs, '-'),
-            ('checkpoint', stored, checkpoint)]
-    options = ', '.join(f'{key} {value}' for key, value
-                        in model.config.items() if key != 'network')
-    return '\n'.join([f'{model.title} ({options})'] + [
-        f'{name:<16}{here:>16}{theirs:>12}' for name, here, theirs in rows])
-
-
-def main():
-    """Prints the cost of HopeNet's network with and without attention."""
-    print(summary(AttNet('cbam'), '26.5M', '112 MB'), end='\n\n')
-    print(summary(AttNet('none'), '-', '95.9 MB'), end='\n\n')
-    print("With CBAM the published figures are the document's; they count a "
-          'dead layer,\nfc_finetune (6,156 parameters), that is not built '
-          "here. Without, HopeNet's.")
-
-
-if __name__ == '__main__':
-    sys.exit(run_main(main))

@@ -55,24 +55,21 @@ run() { # network snapshot option...
 }
 
 if [[ $network == all ]]; then
-    reports=()
-    for snapshot in "$folder"/*.pkl checkpoints/shufflenet_faces.pkl; do
-        name=$(basename "$snapshot" .pkl)
-        case $name in
-            *_last | '*') continue ;;
-            resnet* | hopenet*) network=attnet ;;
-            shufflenet* | mobilenet* | efficientnet*) network=shufflenet ;;
-            *) echo "test.sh: $snapshot: which network? Name it resnet*," \
-                   "hopenet*, shufflenet*, mobilenet* or efficientnet*" >&2
-               continue ;;
-        esac
-        report=output/all/$name
-        [[ " ${reports[*]-} " == *" $report/report.json "* ]] && continue
+    reports=() failed=0
+    [[ $folder == checkpoints ]] || shipped=checkpoints/shufflenet_faces.pkl
+    for snapshot in "$folder"/*.pkl ${shipped-}; do
+        [[ -f $snapshot && $snapshot != *_last.pkl ]] || continue
+        report=output/all/$(basename "$snapshot" .pkl)
         echo "== $snapshot, report in $report"
-        run "$network" "$snapshot" --report "$report" "$@"
-        reports+=("$report/report.json")
+        # Either script rebuilds the network that the checkpoint names.
+        if run shufflenet "$snapshot" --report "$report" "$@"; then
+            reports+=("$report")
+        else
+            failed=1
+        fi
     done
-    exec python -m headpose.evaluation.compare tables "${reports[@]}"
+    python -m headpose.evaluation.compare tables "${reports[@]}"
+    exit $failed
 fi
 
 snapshot=$folder/$checkpoint.pkl

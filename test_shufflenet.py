@@ -7,37 +7,45 @@
 """
 import sys
 
-from headpose.training.options import arguments, parse_evaluation
-
-if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
-    parse_evaluation(__doc__, 'shufflenet')
-
-from datasets import evaluation_loader, read_annotations
-from headpose.evaluation.report import present
-from headpose.networks.fusion import for_inference
-from headpose.training.checkpoint import crop_size, load_network
-from headpose.training.engine import evaluate
-from shufflenet import NETWORKS
-from utils import init_process, run_script
+from headpose.errors import run_main
+from headpose.training.options import parse_evaluation
 
 
 def main(argv=None):
     """Runs the test; `argv` is a list of options, for tests."""
     options = parse_evaluation(__doc__, 'shufflenet', argv)
-    options.device = init_process(options.gpu)
-    model, content = load_network(options.snapshot, *NETWORKS)
-    options.image_size = crop_size(options.snapshot, content,
-                                   options.image_size)
+
+    # Slow to import: --help and mistakes do not wait for PyTorch.
+    from datasets import evaluation_loader, read_annotations
+    from headpose.evaluation.report import present
+    from headpose.networks.fusion import for_inference
+    from headpose.training.checkpoint import crop_size, load_network
+    from headpose.training.engine import evaluate
+    from headpose.training.run import process_rank, world_size
+    from shufflenet import rebuild
+    from utils import init_process
+
+    device = init_process(options.gpu)
+    model, checkpoint = load_network(options.snapshot, rebuild)
+    image_size = crop_size(options.snapshot, checkpoint, options.image_size)
+    annotations = read_annotations(
+        options.data_dir, options.filename_list, options.landmarks,
+        options.labels, options.dataset)
     loader = evaluation_loader(
-        read_annotations(**arguments(read_annotations, options)),
-        num_workers=options.workers, world_size=options.world,
-        **arguments(evaluation_loader, options))
-    result = evaluate(for_inference(model.to(options.device)), loader,
-                      options.device, flip=options.flip)
-    if options.rank == 0:
-        present(result, loader.dataset, content,
-                **arguments(present, options))
+        annotations, batch_size=options.batch_size, image_size=image_size,
+        protocol=options.protocol, num_workers=options.workers,
+        device=device, rank=process_rank(), world_size=world_size())
+    result = evaluate(for_inference(model.to(device)), loader,
+                      flip=options.flip)
+    if process_rank() == 0:
+        present(result, loader.dataset, checkpoint,
+                snapshot=options.snapshot,
+                filename_list=options.filename_list, labels=options.labels,
+                landmarks=options.landmarks, image_size=image_size,
+                flip=options.flip, predictions=options.predictions,
+                save_viz=options.save_viz, cube=options.cube,
+                report=options.report)
 
 
 if __name__ == '__main__':
-    sys.exit(run_script(main))
+    sys.exit(run_main(main))

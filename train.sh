@@ -4,7 +4,8 @@
 #     bash train.sh                              # ResNet-50 with CBAM
 #     bash train.sh shufflenet --batch_size 64   # options are passed on
 #     bash train.sh mobilenet_v2                 # or another compact network
-#     bash train.sh faces                        # as the shipped network was
+#     bash train.sh faces --labels FILE.csv --data_dir DIR   # as the shipped
+#                                                # network was, on such a table
 #     NPROC=4 bash train.sh                      # on 4 GPUs of this machine
 #
 # Without a data set in data/ it trains on a small rendered sample instead.
@@ -32,10 +33,11 @@ case $network in
         network=shufflenet ;;
     faces)  # not the document's recipe; checkpoints/README.md has its reasons
         network=shufflenet checkpoint=shufflenet_own
-        num_epochs=80 batch_size=128 lr=0.006 alpha=0.02
-        recipe=(--pretrained none --image_size 128 --one_cycle --head_factor 1
-                --weight_decay 0.05 --rotate 45 --box_jitter 0.25
-                --color_jitter 0.3 --low_resolution 0.25 --amp off) ;;
+        num_epochs=180 batch_size=128 lr=0.006 alpha=0.02
+        recipe=(--pretrained none --image_size 64 96 96 128 --one_cycle
+                --weight_decay 0.05 --head_factor 1 --ema 0.999 --rotate 30
+                --box_jitter 0.2 --color_jitter 0.3 --low_resolution 0.15
+                --light 0.5 --occlude 0.2 --weak_end 0.1 --amp off) ;;
     *) echo "train.sh: '$network' is none of attnet, shufflenet," \
            "mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small," \
            "efficientnet_b0, faces" >&2
@@ -49,16 +51,19 @@ fi
 
 data=data/300W_LP
 [[ -d $data ]] || data=data/300W-LP
-if [[ -d $data ]]; then
+where=(--data_dir "$data" --filename_list "$data/filename_list.txt")
+for word in "$@"; do
+    [[ $word != --labels* ]] || where=()  # the table lists the images
+done
+if [[ ${#where[@]} == 0 || -d $data ]]; then
     exec $launch "train_$network.py" --gpu "$gpu" --num_epochs "$num_epochs" \
         --batch_size "$batch_size" --lr "$lr" --dataset Pose_300W_LP \
-        --data_dir "$data" --filename_list "$data/filename_list.txt" \
         --alpha "$alpha" --output "checkpoints/$checkpoint.pkl" \
-        ${recipe[@]+"${recipe[@]}"} "$@"
+        ${where[@]+"${where[@]}"} ${recipe[@]+"${recipe[@]}"} "$@"
 fi
 if [[ $checkpoint == shufflenet_own ]]; then
-    echo "train.sh faces: data/300W_LP is not there; for other data," \
-        "checkpoints/README.md has the command" >&2
+    echo "train.sh faces: data/300W_LP is not there; for other data, add" \
+        "--labels FILE.csv --data_dir DIR" >&2
     exit 1
 fi
 

@@ -7,47 +7,62 @@
 """
 import sys
 
-from headpose.training.options import arguments, parse_training, recorded
-
-if __name__ == '__main__':  # --help and mistakes do not wait for PyTorch
-    parse_training(__doc__, 'attnet')
-
-from torch.optim import AdamW
-
-from datasets import read_annotations, training_loaders
-from headpose.geometry.crop import Augmentation
-from headpose.training.engine import fit
-from headpose.training.run import Schedule, initial_weights
-from hopenet import AttNet
-from utils import choose_precision, init_process, run_script
+from headpose.errors import run_main
+from headpose.training.options import parse_training
 
 
 def main(argv=None):
     """Runs the training; `argv` is a list of options, for tests."""
     options = parse_training(__doc__, 'attnet', argv)
-    options.device = init_process(options.gpu, options.seed,
-                                  options.deterministic)
-    options.amp = choose_precision(options.amp, options.device,
-                                   'attnet')
+
+    # Slow to import: --help and mistakes do not wait for PyTorch.
+    from torch.optim import AdamW
+
+    from datasets import read_annotations, training_loaders
+    from headpose.geometry.augment import Augmentation
+    from headpose.training.engine import Trainer, fit
+    from headpose.training.recipe import Recipe
+    from headpose.training.run import Run, process_rank, world_size
+    from hopenet import AttNet
+    from utils import choose_precision, init_process
+
+    device = init_process(options.gpu, options.seed, options.deterministic)
+    options.amp = choose_precision(options.amp, device, 'attnet')
+    augmentation = Augmentation(
+        rotate=options.rotate, box_jitter=options.box_jitter,
+        color_jitter=options.color_jitter,
+        low_resolution=options.low_resolution, light=options.light,
+        occlude=options.occlude)
+    annotations = read_annotations(
+        options.data_dir, options.filename_list, options.landmarks,
+        options.labels, options.dataset)
     loaders = training_loaders(
-        read_annotations(**arguments(read_annotations, options)),
-        augmentation=Augmentation(**arguments(Augmentation, options))
-        if options.augment else None, num_workers=options.workers,
-        world_size=options.world, **arguments(training_loaders, options))
+        annotations, batch_size=options.batch_size,
+        image_sizes=options.image_sizes, num_epochs=options.num_epochs,
+        augmentation=augmentation if options.augment else None,
+        weak_end=options.weak_end, split=options.split,
+        split_seed=options.split_seed, seed=options.seed,
+        num_workers=options.workers, device=device, rank=process_rank(),
+        world_size=world_size())
+    run = Run(options.output, vars(options), options.resume,
+              override=options.override, overwrite=options.overwrite)
     model = AttNet(options.attention)
-    model.checkpoint_activations = options.checkpoint_activations
-    resumed = initial_weights(model, record=recorded(options),
-                              **arguments(initial_weights, options))
-    model.to(options.device)
+    run.load_weights(model, options.pretrained, options.batch_norms)
+    model.to(device)
     # Adam, unless there is weight decay; one kernel for all parameters.
     optimizer = AdamW(
         model.parameter_groups(options.lr, options.as_published,
                                options.head_factor),
         weight_decay=options.weight_decay, fused=True)
-    schedule = Schedule(**arguments(Schedule, options))
-    fit(model, loaders, optimizer, schedule, record=recorded(options),
-        resumed=resumed, **arguments(fit, options))
+    recipe = Recipe(
+        num_epochs=options.num_epochs, lr=options.lr,
+        lr_steps=options.lr_steps, one_cycle=options.one_cycle,
+        alpha=options.alpha, ema=options.ema, patience=options.patience,
+        as_published=options.as_published, amp=options.amp,
+        accumulate=options.accumulate, channels_last=options.channels_last,
+        compile=options.compile)
+    fit(Trainer(model, optimizer, recipe, device), loaders, run)
 
 
 if __name__ == '__main__':
-    sys.exit(run_script(main))
+    sys.exit(run_main(main))

@@ -1,4 +1,5 @@
-"""What the scripts with PyTorch need: devices, processes, their end."""
+"""Devices and processes of the scripts with PyTorch."""
+import atexit
 import datetime
 import functools
 import os
@@ -8,14 +9,12 @@ import torch
 from torch import distributed
 from tqdm import tqdm
 
-from headpose.errors import RunError, UsageError, run_main
-from headpose.training.processes import lost_process, process_rank
+from headpose.errors import UsageError
+from headpose.training.options import torchrun_value
 
-# What PyTorch's bf16 convolutions use on a CPU.
+# PyTorch's bf16 convolutions use these on a CPU.
 BF16_CPUS = {'avx512_bf16', 'amx_bf16'}
 
-
-# ------------------------------------------------------ devices, processes
 
 def init_process(gpu, seed=None, deterministic=False):
     """Picks the device, joins the processes that torchrun started, and seeds.
@@ -32,14 +31,15 @@ def init_process(gpu, seed=None, deterministic=False):
     Raises:
         UsageError: there is no such GPU.
     """
-    if process_rank() > 0:  # process 0 alone prints and writes
+    if torchrun_value('RANK', 0) > 0:  # process 0 alone prints and writes
         sys.stdout = open(os.devnull, 'w', encoding='utf-8')
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
     device = choose_device(gpu)
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+    if torchrun_value('WORLD_SIZE', 1) > 1:
         distributed.init_process_group(
             'gloo' if device == 'cpu' else 'nccl',
             timeout=datetime.timedelta(minutes=10))
+        atexit.register(distributed.destroy_process_group)
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True)
@@ -52,7 +52,7 @@ def init_process(gpu, seed=None, deterministic=False):
 def choose_device(gpu):
     """Returns the device of --gpu, or of this process under torchrun."""
     gpus = torch.cuda.device_count() if gpu >= 0 else 0
-    chosen = int(os.environ.get('LOCAL_RANK', gpu))
+    chosen = torchrun_value('LOCAL_RANK', gpu)
     if gpus and chosen >= gpus:
         raise UsageError(f'--gpu: there is no GPU {chosen}, only 0 to '
                          f'{gpus - 1}')
@@ -64,7 +64,7 @@ def choose_device(gpu):
 
 
 def choose_precision(amp, device, network):
-    """Returns what --amp means on a device: 'off', 'bf16' or 'fp16'.
+    """Returns the precision of --amp on a device: 'off', 'bf16' or 'fp16'.
 
     Args:
         amp: the option.
@@ -77,53 +77,13 @@ def choose_precision(amp, device, network):
     Raises:
         UsageError: fp16 without a GPU.
     """
-    on_gpu = device != 'cpu'
-    if amp == 'fp16' and not on_gpu:
+    if amp == 'fp16' and device == 'cpu':
         raise UsageError('--amp: fp16 needs a GPU')
-    if amp == 'auto':
-        if on_gpu:
-            has = torch.cuda.is_bf16_supported()
-        else:
-            has = network == 'attnet' and not BF16_CPUS.isdisjoint(
-                name for name, held in torch.cpu.get_capabilities().items()
-                if held)
-        return 'bf16' if has else 'off'
-    return amp
-
-
-# ------------------------------------------------------------- how it ends
-
-def run_script(main):
-    """Runs the main of a script with PyTorch; returns its exit status.
-
-    An error that a user can mend ends in one line, a defect of ours keeps its
-    traceback.
-
-    Args:
-        main: the function.
-    """
-    def guarded():
-        try:
-            main()
-        except RuntimeError as error:
-            explanation = explained(error)
-            if explanation:
-                raise RunError(explanation) from None
-            raise
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
-
-    return run_main(guarded)
-
-
-def explained(error):
-    """Returns a line about an error of PyTorch's that is no defect of ours."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return (f'{str(error).split(". ")[0]}. Try --accumulate 4, '
-                '--checkpoint_activations or a smaller --batch_size')
-    # Neither module is imported before something is compiled.
-    if type(error).__module__.startswith(('torch._dynamo',
-                                          'torch._inductor')):
-        return ('--compile: PyTorch cannot compile here '
-                f'({str(error).strip().splitlines()[0]}); train without it')
-    return lost_process(error)
+    if amp != 'auto':
+        return amp
+    if device != 'cpu':
+        has_bf16 = torch.cuda.is_bf16_supported()
+    else:
+        has_bf16 = network == 'attnet' and any(
+            torch.cpu.get_capabilities().get(name) for name in BF16_CPUS)
+    return 'bf16' if has_bf16 else 'off'

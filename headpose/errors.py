@@ -10,9 +10,13 @@ import sys
 import threading
 import time
 
-PATIENCE = 3  # seconds that a run has to end in after a signal
-# What a write says where there is no room left.
+SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP')
+           if hasattr(signal, name)]  # Windows has no SIGHUP
+GRACE = 3  # seconds in which a repeated signal is taken for the first one
+# A write fails with one of these where there is no room left.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+_received = []  # signals, within `signals_noted`
 
 
 class UserError(Exception):
@@ -46,81 +50,103 @@ class UsageError(RunError):
 
 
 class Interrupted(RunError):
-    """The run was asked to stop, by the signal `number`.
+    """The run was asked to stop, by the signal `number`."""
 
-    Args:
-        number: of the signal.
-        way_on: what to do now, if anything can be done.
-    """
-
-    def __init__(self, number, way_on=''):
-        # Of several processes one speaks.
-        super().__init__(f'Interrupted. {way_on}'.rstrip()
-                         if int(os.environ.get('RANK', 0)) == 0 else '')
+    def __init__(self, number, message='Interrupted.'):
+        super().__init__(message)
         self.number = number
         self.status = 128 + number  # as a shell has it
 
 
+def printable(path):
+    """Returns a path as one line that can be printed, escaped if need be.
+
+    Names on a disk are bytes: line ends, control characters and what is no
+    UTF-8 (a lone 0xFC of an old zip file) are among them.
+    """
+    path = os.fspath(path)
+    return path if path.isprintable() else repr(path)[1:-1]
+
+
 def fault(path, reason):
     """Returns the `DataError` of a file."""
-    from headpose.files import printable  # which raises what stands here
-
     return DataError(f'{printable(path)}: {reason}')
-
-
-def noted_signals():
-    """Notes SIGINT and SIGTERM, from now on, in the list that it returns.
-
-    Nothing is raised: an exception would fall into whatever runs just now,
-    the cleaning up after an earlier signal included.  Ctrl-C comes twice
-    easily, by an impatient hand or from `timeout`, which signals the process
-    and then its group; one that comes after seconds ends the process at once.
-    """
-    process, received, times = os.getpid(), [], []
-
-    def note(number, _):
-        times.append(time.monotonic())
-        # A process that was forked just now has nothing to clean up.
-        if os.getpid() != process or times[-1] - times[0] > PATIENCE:
-            os._exit(128 + number)
-        received.append(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
-    return received
 
 
 @contextlib.contextmanager
 def signals_noted():
-    """Yields a list that SIGINT and SIGTERM are noted in; a second kills.
+    """Notes SIGINT, SIGTERM and SIGHUP, for `check_interrupt`.
 
-    For work that ends between two steps, so that what it writes is whole.
-    Python delivers signals to the main thread; on another, as in a server or
-    a notebook, nothing is noted and the list stays empty.
+    A handler that raised would interrupt a write, or the cleaning up.  Ctrl-C
+    comes twice easily, from `timeout` or a batch system, which signal a
+    process and its group; a signal after seconds ends the process at once.
+    Signals that are ignored, as by nohup, stay ignored.  Python delivers
+    signals to the main thread; in another one nothing is noted.
+
+    Yields:
+        The list of signals received.
+
+    Raises:
+        Interrupted: an error that a signal caused in other processes.
     """
-    received, handlers = [], {}
+    process, handlers, first = os.getpid(), {}, []
 
     def note(number, _):
-        received.append(number)
-        restore()
-
-    def restore():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        first.append(time.monotonic())
+        # A process that was forked just now has nothing to clean up.
+        if os.getpid() != process or first[-1] - first[0] > GRACE:
+            os._exit(128 + number)
+        _received.append(number)
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handlers[number] = signal.signal(number, note)
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                handlers[number] = signal.signal(number, note)
     try:
-        yield received
+        yield _received
+    except RuntimeError as error:
+        if not (_received and explain(error)):
+            raise
+        # More processes will end, and PyTorch's handler would report each.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise Interrupted(_received[0]) from None
     finally:
-        restore()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        _received.clear()
+
+
+def check_interrupt():
+    """Raises Interrupted if a signal was noted; called between two steps."""
+    if _received:
+        raise Interrupted(_received[0])
+
+
+def explain(error):
+    """Returns a line about an error of PyTorch's that a user can mend.
+
+    Returns None for other errors.
+    """
+    kind, text = type(error), str(error).strip()
+    line = text.partition('\n')[0]
+    if kind.__name__ == 'OutOfMemoryError':
+        return (f'{line.split(". ")[0]}. Try --accumulate 4 or a smaller '
+                '--batch_size')
+    if kind.__module__.startswith(('torch._dynamo', 'torch._inductor')):
+        return f'--compile: PyTorch cannot compile here ({line})'
+    if 'DataLoader worker' in text:
+        return (f'a process that loads images ended ({line}): out of memory? '
+                'Try fewer --workers')
+    if kind.__name__.startswith('Dist') or 'gloo' in text:
+        return 'another process of this run ended or cannot be reached'
+    return None
 
 
 def run_main(main):
     """Runs a script's main and returns its exit status.
 
-    A `UserError` ends in one line, and with its status.
+    An error that a user can mend ends in one line, a defect of ours in a
+    traceback.
 
     Args:
         main: the function.
@@ -148,4 +174,10 @@ def run_main(main):
         if message:
             print(message.strip(), file=sys.stderr)
         return error.status
+    except RuntimeError as error:
+        line = explain(error)
+        if not line:
+            raise
+        print(line, file=sys.stderr)
+        return 1
     return 0

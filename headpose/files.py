@@ -1,22 +1,11 @@
-"""Files: names printed safely, bytes read, a file written whole or not at all.
-"""
+"""Files: bytes read, a file written whole or not at all."""
 import contextlib
 import errno
 import hashlib
 import os
 import stat
 
-from headpose.errors import RunError, fault
-
-
-def printable(path):
-    """Returns a path as one line that can be printed, escaped if need be.
-
-    Names on a disk are bytes: line ends, control characters and what is no
-    UTF-8 (a lone 0xFC of an old zip file) are among them.
-    """
-    path = os.fspath(path)
-    return path if path.isprintable() else repr(path)[1:-1]
+from headpose.errors import RunError, fault, printable
 
 
 def read_bytes(path, limit):
@@ -67,7 +56,7 @@ def atomic(path):
         os.replace(temporary, path)
         flush_to_disk(folder)
     except OSError as error:
-        raise RunError(f'{path}: cannot be written '
+        raise RunError(f'{printable(path)}: cannot be written '
                        f'({os_reason(error)})') from None
     finally:
         with contextlib.suppress(OSError):

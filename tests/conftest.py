@@ -14,7 +14,7 @@ import cv2
 import pytest
 import torch
 
-import utils
+from headpose import errors
 from shufflenet import ShuffleNet
 from tools import sample_data
 
@@ -104,7 +104,7 @@ def run(capsys):
     def call(script, *options):
         capsys.readouterr()
         try:
-            status = utils.run_script(
+            status = errors.run_main(
                 lambda: script.main([str(o) for o in options]))
         except SystemExit as stop:  # argparse
             status = stop.code

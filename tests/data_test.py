@@ -18,8 +18,7 @@ from torchvision import transforms as published
 
 import datasets
 from headpose.errors import DataError
-from headpose.geometry import crop as transforms, pose
-from headpose.geometry.augment import Draws
+from headpose.geometry import augment as augmenting, crop as crops, pose
 from headpose.geometry.pose import rotation_matrix
 from headpose.readers import lists
 from headpose.readers.images import check_image, read_image
@@ -28,11 +27,12 @@ from headpose.readers.lists import (Annotations, photograph, read_annotations,
 from headpose.readers.mat import face_box, read_mat
 from headpose.readers.pool import map_files
 from hopenet import normalize
+from tests.draws import drawn
 from tools import original, sample_data
 
 pytestmark = pytest.mark.quick
 COORDINATE = st.floats(-500, 900)
-PLAIN = transforms.Augmentation()  # HopeNet's
+PLAIN = augmenting.Augmentation()  # HopeNet's
 
 
 def mat_bytes(**fields):
@@ -201,7 +201,7 @@ boxes = st.tuples(COORDINATE, COORDINATE, st.floats(8, 500),
 @settings(deadline=None)
 @given(boxes, st.floats(0.2, 0.4), st.sampled_from([0.6, 2.0]))
 def test_margins_are_the_published(box, k, side):
-    assert transforms.expand_box(box, k, side) == original.margins(
+    assert crops.expand_box(box, k, side) == original.margins(
         box, k, side)
 
 
@@ -250,17 +250,17 @@ def test_the_protocol_crop_is_the_published_pipeline(box, size):
         published.ToTensor(),
         published.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
     expected = steps(image.crop(original.margins(box, 0.2, 2)))
-    ours = np.array(transforms.protocol_crop(image, box, size))
+    ours = np.array(crops.protocol_crop(image, box, size))
     ours = normalize(torch.from_numpy(ours).permute(2, 0, 1)[None])[0]
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
 def grey_levels_apart(image, box, draws, size=224, ours=None):
     """Mean difference of the fast crop from Pillow's, inside the image."""
-    ours, flipped = transforms.training_crop(
-        np.asarray(image) if ours is None else ours, box, draws, size)
-    theirs, flip = original.training_crop(image, box, draws, size)
-    assert flipped == flip
+    ours = augmenting.training_crop(
+        np.asarray(image) if ours is None else ours, box,
+        drawn(**dict(zip(augmenting.Draws._fields, draws))), size)
+    theirs, _ = original.training_crop(image, box, draws, size)
     # A picture of ones in the same crop shows what is inside the image.
     white = Image.new('RGB', image.size, (255, 255, 255))
     inside = np.asarray(original.training_crop(
@@ -324,7 +324,7 @@ def test_real_training_crops_are_hopenets(real):
     ((0, 0, 50, np.inf), (90, 80), 'not finite'),
     ((0, 0, 5, 5), (7, 90), 'picture of 7 x 90 pixels is too small')])
 def test_what_cannot_be_cropped_is_said(box, size, problem):
-    said = transforms.crop_problem(box, *size)
+    said = crops.crop_problem(box, *size)
     assert said is None if problem is None else problem in said
     assert said is None or '\n' not in said
 
@@ -332,8 +332,8 @@ def test_what_cannot_be_cropped_is_said(box, size, problem):
 def test_the_largest_box_is_cropped_without_a_warning(recwarn):
     image = Image.new('RGB', (1300, 1300))
     box = (-1800, -1800, 3200, 3200)
-    assert transforms.crop_problem(box, *image.size) is None
-    assert transforms.protocol_crop(image, box, 64).size == (64, 64)
+    assert crops.crop_problem(box, *image.size) is None
+    assert crops.protocol_crop(image, box, 64).size == (64, 64)
     assert not recwarn.list
 
 
@@ -345,21 +345,21 @@ LENGTHS = st.floats(0, 300) | st.floats(0, 30)
 @settings(deadline=None, max_examples=200)
 @given(st.tuples(SIDES, SIDES), st.tuples(CORNERS, CORNERS, LENGTHS, LENGTHS),
        st.lists(st.floats(0, 1, exclude_max=True, width=32),
-                min_size=transforms.DRAWS, max_size=transforms.DRAWS),
+                min_size=len(augmenting.Draws._fields),
+                max_size=len(augmenting.Draws._fields)),
        st.sampled_from([0.0, 45.0, 180.0]), st.sampled_from([0.0, 0.5]),
        st.sampled_from([64, 97]))
 def test_whatever_passes_can_be_cropped(sides, box, draws, rotate, jitter,
                                         size):
     box = (box[0], box[1], box[0] + box[2], box[1] + box[3])
-    if transforms.crop_problem(box, *sides):
+    if crops.crop_problem(box, *sides):
         return
     image = np.full((sides[1], sides[0], 3), 200, np.uint8)
-    crop = np.array(transforms.protocol_crop(Image.fromarray(image), box,
-                                             size))
+    crop = np.array(crops.protocol_crop(Image.fromarray(image), box, size))
     assert crop.shape == (size, size, 3)
-    more = transforms.Augmentation(rotate, jitter, 0.5, 1.0)
-    crop, angles = transforms.augmented_crop(
-        image, box, np.float32([10, 20, 30]), np.float32(draws), size, more)
+    crop, angles = augmenting.augmented_crop(
+        image, box, np.float32([10, 20, 30]), augmenting.Draws(*draws), size,
+        augmenting.Augmentation(rotate, jitter, 0.5, 1.0, 0.5, 0.5))
     assert crop.shape == (size, size, 3) and crop.dtype == np.uint8
     assert np.isfinite(angles).all()
 
@@ -424,10 +424,10 @@ def test_real_heads_turned_by_hand_have_the_turned_angles(real):
 @pytest.mark.parametrize('size', [64, 224])
 def test_a_turned_crop_is_the_crop_of_a_turned_picture(size, flip):
     image = noise_image(450, 450)
-    box, draws = (150, 140, 290, 300), np.array([0.4, 0.5, 0.5, flip, 1])
-    turned, _ = transforms.training_crop(np.asarray(image), box, draws, size,
-                                         30.0)
-    straight, _ = transforms.training_crop(np.asarray(image), box, draws, size)
+    box, draws = (150, 140, 290, 300), drawn(margin=0.4, flip=flip)
+    turned, straight = (
+        augmenting.training_crop(np.asarray(image), box, draws, size, turn)
+        for turn in (30.0, 0.0))
     by_hand = Image.fromarray(straight).rotate(-30, Image.Resampling.BILINEAR)
     row, column = np.mgrid[:size, :size] - (size - 1) / 2
     inside = np.hypot(row, column) < size * 0.45
@@ -443,12 +443,13 @@ def test_more_augmentation_is_off_by_default_and_labels_follow(
         annotations):
     plain = datasets.PoseDataset(annotations, 64, PLAIN)
     more = datasets.PoseDataset(
-        annotations, 64, transforms.Augmentation(30, 0.2, 0.3, 1.0))
+        annotations, 64, augmenting.Augmentation(30, 0.2, 0.3, 1.0))
     turns = []
     for index in range(24):
         (image, angles, _), (other, new, _) = plain[0, index], more[0, index]
         assert other.shape == image.shape and (image != other).any()
-        turn = in_plane(60 * Draws(*more.draws(0)[index]).turn - 30)
+        draws = augmenting.Draws(*more.draws(0)[index])
+        turn = in_plane(60 * draws.turn - 30)
         expected = turn @ rotation_matrix(angles)
         if np.abs(expected - rotation_matrix(new)).max() < 1e-4:
             turns.append(index)
@@ -462,7 +463,8 @@ def test_more_augmentation_is_off_by_default_and_labels_follow(
 @given(boxes, st.floats(0, 0.5), st.tuples(*[st.floats(0, 1)] * 3))
 def test_a_jittered_box_is_near_the_box(box, amount, draws):
     size = np.array([box[2] - box[0], box[3] - box[1]])
-    new = transforms.jittered(box, amount, draws)
+    new = augmenting.jittered(box, amount, drawn(**dict(zip(
+        ('jitter_x', 'jitter_y', 'jitter_size'), draws))))
     grown = (new[2:] - new[:2]) / size
     moved = np.abs((new[2:] + new[:2]) / 2 - np.add(box[2:], box[:2]) / 2)
     assert (np.abs(grown - 1) <= amount + 1e-9).all()
@@ -471,14 +473,14 @@ def test_a_jittered_box_is_near_the_box(box, amount, draws):
 
 def test_colours_and_detail():
     image = np.asarray(noise_image(64, 48))
-    same = transforms.recolored(image, 0.5, np.full(3, 0.5))
+    same = augmenting.recolored(image, 0.5, drawn())
     np.testing.assert_array_equal(same, image)
-    bright = transforms.recolored(image, 0.5, np.array([1, 0.5, 0.5]))
+    bright = augmenting.recolored(image, 0.5, drawn(brightness=1))
     assert bright.mean() > image.mean() * 1.2
-    grey = transforms.recolored(image, 1, np.array([0.5, 0.5, 0]))
+    grey = augmenting.recolored(image, 1, drawn(saturation=0))
     assert np.ptp(grey.astype(int), axis=2).max() <= 1
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    coarse = transforms.coarsened(noise, 1.0)
+    coarse = augmenting.coarsened(noise, 1.0)
     assert coarse.shape == noise.shape and coarse.std() < noise.std() / 2
 
 
@@ -488,25 +490,22 @@ def test_low_resolution_is_up_to_four_times_fewer_pixels():
         expected = cv2.resize(
             cv2.resize(noise, small, interpolation=cv2.INTER_AREA), (64, 48),
             interpolation=cv2.INTER_LINEAR)
-        np.testing.assert_array_equal(transforms.coarsened(noise, draw),
+        np.testing.assert_array_equal(augmenting.coarsened(noise, draw),
                                       expected)
 
 
 def test_low_resolution_is_of_its_share_of_the_images():
     image, box = np.asarray(noise_image(300, 300)), (80, 80, 220, 220)
-    draws = np.full(transforms.DRAWS, 0.5, np.float32)
-    draws[10] = 1
 
     def crop(draw, share):
-        draws[9] = draw
-        more = transforms.Augmentation(low_resolution=share)
-        return transforms.augmented_crop(image, box, np.zeros(3), draws, 64,
-                                         more)[0]
+        return augmenting.augmented_crop(
+            image, box, np.zeros(3), drawn(coarse=draw, coarse_by=1), 64,
+            augmenting.Augmentation(low_resolution=share))[0]
 
     plain = crop(0.0, 0.0)
     np.testing.assert_array_equal(crop(0.31, 0.3), plain)
     np.testing.assert_array_equal(crop(0.29, 0.3),
-                                  transforms.coarsened(plain, 1.0))
+                                  augmenting.coarsened(plain, 1.0))
 
 
 # ----------------------------------------------------------------- data sets
@@ -556,7 +555,7 @@ def test_a_flip_negates_yaw_and_roll(sample, annotations):
     for epoch in range(4):
         for index in range(24):
             _, angles, _ = items[epoch, index]
-            flipped = Draws(*items.draws(epoch)[index]).flip < 0.5
+            flipped = augmenting.Draws(*items.draws(epoch)[index]).flipped
             sign = [-1, 1, -1] if flipped else 1
             np.testing.assert_array_equal(angles,
                                           annotations.angles[index] * sign)
@@ -584,7 +583,7 @@ def pixels(loader, epoch):
 def test_training_changes_its_images_and_validation_never(annotations):
     # The test protocol's crops.
     fixed = pixels(datasets.evaluation_loader(annotations, image_size=64), 0)
-    for augmentation in (transforms.Augmentation(20, 0.2, 0.2, 0.5), None):
+    for augmentation in (augmenting.Augmentation(20, 0.2, 0.2, 0.5), None):
         training, validation = datasets.training_loaders(
             annotations, image_sizes=(64,), augmentation=augmentation)
         for side, changes in ((training, augmentation is not None),
@@ -598,7 +597,7 @@ def test_training_changes_its_images_and_validation_never(annotations):
 def test_each_size_has_an_equal_part_of_the_epochs(annotations):
     training, validation = datasets.training_loaders(
         annotations, image_sizes=(32, 64), num_epochs=5, weak_end=0.3,
-        augmentation=transforms.Augmentation(20))
+        augmentation=augmenting.Augmentation(20))
     assert training.dataset.size == [32, 32, 32, 64, 64]
     assert [more.rotate for more in training.dataset.augmentation] == [
         20, 20, 20, 20, 5]

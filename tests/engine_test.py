@@ -1,4 +1,5 @@
 """Training, testing and checkpoints, by what a user of the scripts sees."""
+import argparse
 import concurrent.futures
 import functools
 import json
@@ -12,19 +13,21 @@ import pytest
 import torch
 
 import datasets
+import test_attnet
 import test_shufflenet
 import train_attnet
 import train_shufflenet
-from headpose import files
 from headpose.errors import RunError
-from headpose.geometry.crop import Augmentation
+from headpose.files import atomic
+from headpose.geometry.augment import Augmentation
 from headpose.geometry.pose import AXES, MIRROR
-from headpose.readers.lists import read_annotations
-from headpose.training import checkpoint, engine
-from headpose.training.run import Schedule, weight_average
-from shufflenet import ShuffleNet
+from headpose.training import checkpoint, engine, options
+from headpose.training.recipe import Recipe
+from headpose.training.run import Run
+from shufflenet import ShuffleNet, rebuild
 from tests.conftest import SIZE, TEST_LINE
-from tests.helpers import evaluation_options
+from tests.helpers import (evaluation_options, files, loaders, run_options,
+                           trainer_of)
 
 
 @pytest.fixture(scope='session')
@@ -42,7 +45,7 @@ def trained(sample, tmp_path_factory):
 # ------------------------------------------------------------------ training
 
 def test_training_leaves_best_last_log_and_curves(trained):
-    assert sorted(os.listdir(trained)) == [
+    assert files(trained) == [
         'shufflenet.pkl', 'shufflenet_curves.png', 'shufflenet_last.pkl',
         'shufflenet_log.csv']
     log = pd.read_csv(trained / 'shufflenet_log.csv', comment='#')
@@ -58,10 +61,8 @@ def test_training_leaves_best_last_log_and_curves(trained):
 
 def test_a_checkpoint_gives_the_error_that_the_log_says(trained, sample):
     model, content = checkpoint.load_network(trained / 'shufflenet.pkl',
-                                             ShuffleNet)
-    _, validation = datasets.training_loaders(
-        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt',
-        image_size=SIZE)
+                                             rebuild)
+    _, validation = loaders(sample)
     result = engine.evaluate(model, validation)
     assert result.errors.mean() == pytest.approx(
         content['validation']['mae'], abs=1e-4)
@@ -95,19 +96,19 @@ def pairs_to_overfit(request, sample):
 
 def test_eight_images_are_learnt_by_heart(request, sample):
     folder, filename_list = pairs_to_overfit(request, sample)
-    annotations = read_annotations(folder, filename_list)
+    annotations = datasets.read_annotations(folder, filename_list)
     chosen = np.linspace(0, len(annotations.names) - 1, 8).astype(int)
     loader = datasets.make_loader(
-        datasets.PoseDataset(folder, annotations, SIZE),
-        datasets.Batches(chosen, 8))
+        datasets.PoseDataset(annotations, SIZE),
+        datasets.EpochBatchSampler(chosen, 8))
     torch.manual_seed(0)
     model = ShuffleNet()
-    optimizer = torch.optim.Adam(model.parameter_groups(1e-3))
     # To 0 at the end: the running statistics then are those of the weights.
-    schedule = Schedule(120, 1e-3, one_cycle=True)
+    trainer = engine.Trainer(
+        model, torch.optim.Adam(model.parameter_groups(1e-3)),
+        Recipe(num_epochs=120, lr=1e-3, one_cycle=True, alpha=0.1))
     for epoch in range(1, 121):
-        engine.train_epoch(model, loader, optimizer, alpha=0.1, epoch=epoch,
-                           schedule=schedule)
+        engine.train_epoch(trainer, loader, epoch)
     result = engine.evaluate(model, loader)
     assert len(result.errors) == 8
     assert result.errors.mean() < 3
@@ -115,15 +116,15 @@ def test_eight_images_are_learnt_by_heart(request, sample):
 
 def test_batch_norms_are_live_again_after_validation(sample):
     model = ShuffleNet(0.5)
-    annotations = read_annotations(
+    annotations = datasets.read_annotations(
         sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt')
     loader = datasets.make_loader(
-        datasets.PoseDataset(sample / '300W_LP', annotations, 32),
-        datasets.Batches(range(24), 24))
-    optimizer = torch.optim.SGD(model.parameter_groups(0.0))
+        datasets.PoseDataset(annotations, 32),
+        datasets.EpochBatchSampler(range(24), 24))
+    trainer = trainer_of(model)
     for epoch in (1, 2):
         before = model.conv5[1].running_mean.clone()
-        engine.train_epoch(model, loader, optimizer, epoch=epoch)
+        engine.train_epoch(trainer, loader, epoch)
         assert not torch.equal(before, model.conv5[1].running_mean)
         engine.evaluate(model, loader)
 
@@ -132,14 +133,13 @@ def test_batch_norms_are_live_again_after_validation(sample):
 def test_a_run_needs_no_command_line(sample, tmp_path, in_a_thread):
     """As in a notebook, or in a server's thread: values, no parser."""
     def train():
-        pair = datasets.training_loaders(
-            sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 8,
-            SIZE)
-        model = ShuffleNet(0.5)
-        optimizer = torch.optim.Adam(model.parameter_groups(1e-3))
-        return model, pair, engine.fit(
-            model, pair, optimizer, Schedule(3, 1e-3, one_cycle=True),
-            str(tmp_path / 'net.pkl'))
+        pair, model = loaders(sample), ShuffleNet(0.5)
+        trainer = engine.Trainer(
+            model, torch.optim.Adam(model.parameter_groups(1e-3)), recipe)
+        return model, pair, engine.fit(trainer, pair,
+                                       Run(tmp_path / 'net.pkl'))
+
+    recipe = Recipe(num_epochs=3, lr=1e-3, one_cycle=True)
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         model, (training, validation), log = (
@@ -147,8 +147,7 @@ def test_a_run_needs_no_command_line(sample, tmp_path, in_a_thread):
     assert log.epoch.tolist() == [1, 2, 3]
     # The base rate, not the heads' fivefold one.
     assert log.lr.tolist() == pytest.approx([
-        1e-3 / 25, 1e-3 * Schedule(3, 1e-3, one_cycle=True).factor(1),
-        1e-3 * Schedule(3, 1e-3, one_cycle=True).factor(2)])
+        1e-3 / 25, 1e-3 * recipe.lr_factor(1), 1e-3 * recipe.lr_factor(2)])
     # Only the training images are drawn anew.
     assert training.batch_sampler.epoch == 3
     assert validation.batch_sampler.epoch == 0
@@ -165,7 +164,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(sample, run, tmp_path):
         '--workers', 0, '--lr', '1e30', '--output', tmp_path / 'x.pkl')
     assert status == 1
     assert re.match(r'epoch 1, step \d+: the loss is (nan|inf)', err)
-    assert os.listdir(tmp_path) == []
+    assert files(tmp_path) == []
 
 
 def test_every_option_of_the_recipe_trains(sample, run, tmp_path):
@@ -186,86 +185,30 @@ def test_every_option_of_the_recipe_trains(sample, run, tmp_path):
     assert len(rates) == 1  # the heads have no rate of their own
 
 
-def test_one_cycle_is_pytorchs_step_by_step():
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([parameter], 0.001)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.001, total_steps=1001, pct_start=101 / 1001,
-        cycle_momentum=False)
-    ours = torch.optim.AdamW([parameter], 0.001)
-    schedule = Schedule(10, 0.001, one_cycle=True)
-    for step in range(1001):
-        schedule.set_rates(ours, step / 100)
-        assert ours.param_groups[0]['lr'] == pytest.approx(
-            optimizer.param_groups[0]['lr'])
-        optimizer.step()
-        theirs.step() if step < 1000 else None
-
-
-def test_rates_change_within_an_epoch(sample):
-    """The first epoch's rate is not one twenty-fifth to its end."""
-    model = torch.nn.Module()
-    rates = []
-    pair = datasets.training_loaders(
-        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 4, SIZE)
-    model = ShuffleNet(0.5)
-    optimizer = torch.optim.SGD(model.parameter_groups(1e-3))
-    optimizer.register_step_post_hook(
-        lambda *_: rates.append(optimizer.param_groups[0]['lr']))
-    engine.train_epoch(model, pair[0], optimizer,
-                       schedule=Schedule(20, 1e-3, one_cycle=True))
-    assert len(rates) == 6 and (np.diff(rates) > 0).all()
-    assert rates[0] == pytest.approx(1e-3 / 25)
-
-
-def test_the_average_follows_weights_and_statistics():
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2),
-                                torch.nn.BatchNorm1d(2))
-    average = weight_average(model, 0.5)
-    expected = {name: tensor.clone().double() for name, tensor
-                in model.state_dict().items()}
-    for number in range(12):
-        with torch.no_grad():
-            for tensor in (*model.parameters(), model[1].running_mean):
-                tensor += torch.rand_like(tensor)
-        average.update_parameters(model)
-        # The first update takes all; later ones at least half of the old.
-        decay = min(0.5, (1 + number) / (10 + number)) if number else 0
-        for name, tensor in model.state_dict().items():
-            expected[name] = decay * expected[name] + (1 - decay) * tensor
-    for name, tensor in average.module.state_dict().items():
-        if tensor.is_floating_point():
-            torch.testing.assert_close(tensor.double(), expected[name],
-                                       rtol=1e-5, atol=1e-6)
-
-
 def test_what_is_averaged_is_validated_and_kept(sample, tmp_path):
-    pair = datasets.training_loaders(
-        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 8, SIZE)
-    model = ShuffleNet(0.5)
-    optimizer = torch.optim.AdamW(model.parameter_groups(1e-3))
-    log = engine.fit(model, pair, optimizer, Schedule(2, 1e-3),
-                     str(tmp_path / 'net.pkl'), ema=0.9)
+    pair, model = loaders(sample), ShuffleNet(0.5)
+    trainer = engine.Trainer(
+        model, torch.optim.AdamW(model.parameter_groups(1e-3)),
+        Recipe(num_epochs=2, lr=1e-3, ema=0.9))
+    log = engine.fit(trainer, pair, Run(tmp_path / 'net.pkl'))
     content = checkpoint.read_checkpoint(tmp_path / 'net_last.pkl')
     assert not torch.equal(content['model']['conv5.0.weight'],
                            content['trained']['conv5.0.weight'])
     torch.testing.assert_close(content['trained']['conv5.0.weight'],
                                model.conv5[0].weight.detach())
-    kept, _ = checkpoint.load_network(tmp_path / 'net_last.pkl', ShuffleNet)
+    kept, _ = checkpoint.load_network(tmp_path / 'net_last.pkl', rebuild)
     assert engine.evaluate(kept, pair[1]).errors.mean() == pytest.approx(
         log.mae[1], abs=1e-4)
 
 
 def test_crops_grow_over_the_run(sample):
-    pair = datasets.training_loaders(
-        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 8, 96,
-        num_epochs=5, image_sizes=[64, 80, 96], weak_end=0.2,
-        more=Augmentation(rotate=40))
-    training, validation = (loader.dataset for loader in pair)
+    training, validation = (loader.dataset for loader in loaders(
+        sample, num_epochs=5, image_sizes=[64, 80, 96], weak_end=0.2,
+        augmentation=Augmentation(rotate=40)))
     sides = [training[epoch, 0][0].shape[0] for epoch in range(1, 6)]
     assert sides == [64, 64, 80, 80, 96]
     assert {validation[epoch, 0][0].shape[0] for epoch in range(6)} == {96}
-    assert [more.rotate for more in training.more] == [40, 40, 40, 40, 10]
+    assert [each.rotate for each in training.augmentation] == [40] * 4 + [10]
 
 
 def test_one_cycle_is_made_for_its_number_of_epochs(sample, run, tmp_path):
@@ -318,6 +261,36 @@ def test_no_cuda_device_is_said(run, tmp_path, monkeypatch):
     assert status == 1 and 'filename_list.txt' in err
 
 
+@pytest.mark.parametrize('script, parse, network', [
+    (train_attnet, 'parse_training', 'attnet'),
+    (train_shufflenet, 'parse_training', 'shufflenet'),
+    (test_attnet, 'parse_evaluation', 'attnet'),
+    (test_shufflenet, 'parse_evaluation', 'shufflenet')])
+def test_no_option_gets_lost(sample, snapshot, tmp_path, monkeypatch, script,
+                             parse, network):
+    """A script reads each option that it has, and hands it on by name."""
+    if parse == 'parse_training':
+        words = run_options(sample, tmp_path, '--num_epochs', 1)
+        if network == 'attnet':
+            words = [word for word in words if word not in ('--width', '0.5')]
+        parser = options.training_parser('', network)
+        monkeypatch.setattr(engine, 'train_epoch', lambda *_: 1.0)
+    else:
+        words = list(map(str, evaluation_options(sample, snapshot)))
+        parser = options.evaluation_parser('', 'x.pkl')
+    read = set()
+
+    class Recorded(argparse.Namespace):
+        def __getattribute__(self, name):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    parsed = Recorded(**vars(getattr(options, parse)('', network, words)))
+    monkeypatch.setattr(script, parse, lambda *_: parsed)
+    script.main()
+    assert read >= {action.dest for action in parser._actions} - {'help'}
+
+
 # ------------------------------------------------------------------- testing
 
 def test_the_test_line_table_and_files(trained, sample, run, tmp_path,
@@ -355,11 +328,11 @@ def test_the_order_and_size_of_batches_do_not_change_the_result(
 
 def test_flip_is_the_mean_of_a_crop_and_its_mirror_image(trained, sample,
                                                          run, tmp_path):
-    model, _ = checkpoint.load_network(trained / 'shufflenet.pkl', ShuffleNet)
+    model, _ = checkpoint.load_network(trained / 'shufflenet.pkl', rebuild)
     images = torch.randint(256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
     images = torch.cat((images, images.flip(-1)))
-    plain = engine.predict(model.eval(), images)
-    both = engine.predict(model, images, flip=True)
+    plain = model.eval().predict(images)
+    both = model.predict(images, flip=True)
     np.testing.assert_allclose(both.angles[:2], both.angles[2:] * MIRROR,
                                atol=1e-3)
     assert np.abs(both.angles - plain.angles).max() > 0.01
@@ -436,7 +409,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / 'x.csv'
     path.write_text('old')
     with pytest.raises(RunError, match='x.csv: cannot be written'):
-        with files.atomic(str(path)) as temporary:
+        with atomic(str(path)) as temporary:
             with open(temporary, 'w') as file:
                 file.write('half')
             raise OSError('no space left')

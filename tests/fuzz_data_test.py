@@ -21,7 +21,7 @@ from PIL import Image
 import datasets
 import filename_generator
 from headpose.errors import DataError
-from headpose.geometry.crop import Augmentation
+from headpose.geometry.augment import Augmentation
 from headpose.readers import lists, mat
 from headpose.readers.images import check_image, read_image
 from headpose.readers.pool import map_files

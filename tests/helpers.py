@@ -4,23 +4,25 @@
 
 A process of its own, because the faults end it: `step`, `validation` and
 `write` are SIGKILL in the middle of these in epoch 2; `terminate` is SIGTERM
-to the process itself; `gradients` saves the first step's to --output.
+to the process itself; `gradients` saves the first step's to the last word.
 """
 import functools
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 
+import datasets
 import train_shufflenet
-from datasets import read_annotations, training_loaders
-from headpose.training import engine, run
-from headpose.training.options import arguments, parse_training
-from hopenet import HEADS
-from shufflenet import MARKS, MobileNetwork, ShuffleNet
+from headpose.errors import run_main
+from headpose.training import engine
+from headpose.training.recipe import Recipe
+from headpose.training.run import process_rank
+from hopenet import HEADS, PoseNetwork
+from shufflenet import MARKS, MobileNetwork
 from tests.conftest import SIZE
-from utils import init_process, run_script
 
 EPOCHS = 3  # of the tests' runs
 MOBILE = [functools.partial(MobileNetwork, backbone) for backbone in MARKS]
@@ -54,6 +56,26 @@ def run_options(sample, folder, *more):
         '--output', folder / 'net.pkl', *more)]
 
 
+def files(folder):
+    """Returns the sorted names in a folder, without a run's empty lock."""
+    return sorted(path.name for path in Path(folder).iterdir()
+                  if path.suffix != '.lock')
+
+
+def trainer_of(model, lr=0.0, **recipe):
+    """Returns a `Trainer` of a network, by SGD."""
+    return engine.Trainer(model, torch.optim.SGD(model.parameters(), lr),
+                          Recipe(**recipe))
+
+
+def loaders(sample, **more):
+    """Returns the loaders of the sample's training images."""
+    annotations = datasets.read_annotations(
+        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt')
+    return datasets.training_loaders(
+        annotations, **{'batch_size': 8, 'image_sizes': [SIZE], **more})
+
+
 def headless(model):
     """Returns a state dict without heads, as ImageNet weights have none."""
     return {key: value for key, value in model.state_dict().items()
@@ -71,7 +93,7 @@ def last(folder):
     return torch.load(folder / 'net_last.pkl', weights_only=True)
 
 
-def on_call(name, number, fault, module=engine):
+def on_call(module, name, number, fault):
     """Calls `fault` before the nth call of a function of a module."""
     original, calls = getattr(module, name), []
 
@@ -95,24 +117,18 @@ def die_half_written(_, file):
     die()
 
 
-def first_gradients(argv):
-    """Saves the gradients of the first training step."""
-    options = parse_training('', 'shufflenet', argv)
-    options.device = init_process(options.gpu, options.seed)
-    loader, _ = training_loaders(
-        read_annotations(**arguments(read_annotations, options)),
-        world_size=options.world, **arguments(training_loaders, options))
-    model = ShuffleNet(0.5)
-    run.initial_weights(model, **arguments(run.initial_weights, options))
-    wrapped = engine.wrap(model, options.device, True, compile=False)
+def save_gradients(trainer, loader, epoch=1):
+    """Computes the gradients of the first step, saves them and ends."""
     images, angles, _ = next(iter(loader))
-    engine.train_epoch(
-        model, OneBatch(images, angles, loader.batch_sampler.sizes()[0]),
-        torch.optim.SGD(model.parameters(), 0.0),
-        accumulate=options.accumulate, wrapped=wrapped)
-    if options.rank == 0:
+    sizes = loader.batch_sampler.sizes()
+    original_epoch(trainer, OneBatch(images, angles, sizes[0]), epoch)
+    if process_rank() == 0:
         torch.save({name: parameter.grad for name, parameter
-                    in model.named_parameters()}, options.output)
+                    in trainer.model.named_parameters()}, sys.argv[-1])
+    raise SystemExit(0)
+
+
+original_epoch = engine.train_epoch
 
 
 def main():
@@ -123,22 +139,18 @@ def main():
     # each computes the loss once.  This is the second step of epoch 2.
     step = 3 + 1 + 2
     if fault == 'gradients':
-        return run_script(lambda: first_gradients(options))
-    if fault == 'step':
-        on_call('pose_loss', step, die)
+        engine.train_epoch = save_gradients
+    elif fault == 'step' or fault == 'lose_rank_1' and rank == 1:
+        on_call(PoseNetwork, 'loss', step, die)
     elif fault == 'validation':
-        on_call('evaluate', 2, die)
+        on_call(engine, 'evaluate', 2, die)
     elif fault == 'write':
         # Of epoch 1 the best and the last; of epoch 2, the best or the last.
-        on_call('save_checkpoint', 3,
-                lambda *_: on_call('save', 1, die_half_written, torch),
-                module=run)
+        on_call(torch, 'save', 3, die_half_written)
     elif fault == 'terminate':
-        on_call('pose_loss', step,
+        on_call(PoseNetwork, 'loss', step,
                 lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    elif fault == 'lose_rank_1' and rank == 1:
-        on_call('pose_loss', step, die)
-    return run_script(lambda: train_shufflenet.main(options))
+    return run_main(lambda: train_shufflenet.main(options))
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ from headpose.networks import fusion
 from headpose.training.options import BACKBONES
 from hopenet import AttNet
 from shufflenet import ShuffleNet
-from tests.helpers import MOBILE
+from tests.helpers import MOBILE, headless
 from tools import original
 
 ANGLES = st.floats(-99, 99, width=32)
@@ -270,16 +270,19 @@ def trainable(model):
 def test_each_trained_parameter_is_in_one_group_once(make, pretrained):
     model = make()
     if pretrained:
-        model.load_pretrained(model.state_dict())
+        model.load_pretrained(headless(model))
     groups = model.parameter_groups(1e-5)
     listed = [p for group in groups for p in group['params']]
     names = {id(p): name for name, p in model.named_parameters()}
     assert len(listed) == len({id(p) for p in listed})
     assert {names[id(p)] for p in listed} == trainable(model)
-    heads = {names[id(p)] for p in groups[1]['params']}
+    heads = {names[id(p)] for group in groups if group['lr'] == 5e-5
+             for p in group['params']}
     assert heads == {f'fc_{axis}.{kind}' for axis, kind in itertools.product(
         ('yaw', 'pitch', 'roll'), ('weight', 'bias'))}
-    assert [group['lr'] for group in groups] == [1e-5, 5e-5]
+    assert {group['lr'] for group in groups} == {1e-5, 5e-5}
+    assert all((group.get('weight_decay') == 0) == (p.ndim == 1)
+               for group in groups for p in group['params'])
     frozen = set(names.values()) - trainable(model)
     assert frozen == {name for name in names.values() if pretrained
                       and name.startswith(model.stem)}
@@ -444,3 +447,72 @@ def test_macs_are_torchvisions():
     text = hopenet.summary(AttNet('none'), '', '')
     macs = int(text.split('px')[1].split()[0].replace(',', ''))
     assert abs(macs / 1e9 - published) < 0.003
+
+
+# ------------------------------------------------------- a network's methods
+
+@pytest.fixture
+def tiny():
+    class Tiny(hopenet.PoseNetwork):
+        """Sees the mean colour of an image's left half."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.norm = torch.nn.BatchNorm2d(3)
+            self.add_heads(3, {'network': 'tiny'})
+
+        def forward(self, x):
+            """Maps (N, 3, H, W) to logits (N, 3, 66)."""
+            return self.logits(self.norm(x[..., :2]).mean((2, 3)))
+    return Tiny()
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 4), np.uint8)
+
+
+def test_an_answer_is_the_networks_on_normalised_pixels(tiny):
+    found = tiny.eval().predict(IMAGES)
+    with torch.no_grad():
+        logits = tiny(tiny.normalize(torch.from_numpy(IMAGES)))
+    assert torch.equal(found.logits, logits)
+    np.testing.assert_array_equal(found.angles, tiny.decode(logits).numpy())
+    np.testing.assert_array_equal(found.bin_std, tiny.bin_std(logits).numpy())
+    angles = torch.rand(5, 3) * 90
+    assert torch.equal(tiny.loss(logits, angles, 1.5),
+                       hopenet.pose_loss(logits, angles, 1.5))
+
+
+def test_an_answer_on_two_mirror_images_is_the_mean_of_theirs(tiny):
+    tiny.eval()
+    both = tiny.predict(IMAGES, flip=True)
+    plain, mirrored = (tiny.predict(torch.from_numpy(images))
+                       for images in (IMAGES, IMAGES[..., ::-1].copy()))
+    np.testing.assert_allclose(both.bin_std,
+                               (plain.bin_std + mirrored.bin_std) / 2)
+    assert (plain.bin_std != mirrored.bin_std).all()
+    # Of small angles, the mean rotation has nearly the mean angles.
+    np.testing.assert_allclose(both.angles, (
+        plain.angles + mirrored.angles * pose.MIRROR) / 2, atol=0.2)
+    assert np.abs(both.angles - plain.angles).max() > 0.4
+    assert torch.equal(both.logits, plain.logits)
+
+
+def test_the_pixels_statistics_go_with_the_network_and_in_no_file(tiny):
+    assert not any('pixel' in key for key in tiny.state_dict())
+    moved = copy.deepcopy(tiny).to('meta')
+    assert moved.pixel_mean.is_meta and moved.pixel_std.is_meta
+    program = torch.export.export(tiny.eval(), (tiny.normalize(
+        torch.from_numpy(IMAGES)),))
+    assert not any('pixel' in key for key in program.state_dict)
+
+
+@pytest.mark.parametrize('as_published', [False, True])
+def test_pretrained_statistics_stay_and_fresh_ones_are_live(tiny,
+                                                            as_published):
+    tiny.eval().set_train_mode(as_published)
+    assert tiny.norm.training == (not as_published)
+    tiny.pretrained_norms = ['norm']
+    tiny.set_train_mode(as_published)
+    assert not tiny.norm.training
+    assert tiny.fc_yaw.training == (not as_published)

@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -18,13 +17,14 @@ import pytest
 import torch
 
 import train_shufflenet
-from headpose import errors, files
+from headpose import errors
 from headpose.errors import Interrupted, RunError
 from headpose.evaluation import compare, report
-from headpose.training import engine, history, options, processes, run as room
+from headpose.files import atomic
+from headpose.training import engine, options, run as room
 from headpose.training.checkpoint import save_checkpoint
-from headpose.training.run import Schedule
-from tests.helpers import EPOCHS, last, run_options
+from headpose.training.recipe import Recipe
+from tests.helpers import EPOCHS, files, last, run_options
 from tools import sample_data
 
 FILES = ['net.pkl', 'net_curves.png', 'net_last.pkl', 'net_log.csv']
@@ -41,8 +41,8 @@ def fake(monkeypatch):
     epochs, current = [], []
     monkeypatch.setattr(room, 'plot_curves', lambda _: Picture())
 
-    def train_epoch(model, loader, optimizer, *args):
-        optimizer.step()  # of no gradients: for the schedule's order
+    def train_epoch(trainer, loader, epoch):
+        trainer.recipe.set_rates(trainer.optimizer, epoch - 1)
         current[:] = epochs.pop(0) if epochs else (5.0, 5.0)
         return 1.0
 
@@ -60,17 +60,15 @@ class Picture:
 
 
 @pytest.fixture
-def go(sample, tmp_path, run, fake, monkeypatch):
+def go(sample, tmp_path, run, fake):
     """Trains by command line; returns status, stdout, stderr."""
     def call(*more):
-        words = run_options(sample, tmp_path, *more)
-        monkeypatch.setattr(sys, 'argv', ['train_shufflenet.py', *words])
-        return run(train_shufflenet, *words)
+        return run(train_shufflenet, *run_options(sample, tmp_path, *more))
     return call
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {name: (folder / name).read_bytes() for name in files(folder)}
 
 
 # ---------------------------------------------------- nothing is overwritten
@@ -90,7 +88,7 @@ def test_a_fresh_run_leaves_another_runs_checkpoints(go, tmp_path, left, way):
     assert contents(tmp_path) == before
     assert go('--seed', 1, '--overwrite')[0] == 0
     assert last(tmp_path)['options']['seed'] == 1
-    assert sorted(os.listdir(tmp_path)) == FILES
+    assert files(tmp_path) == FILES
 
 
 def test_resuming_elsewhere_leaves_what_is_there(go, tmp_path):
@@ -117,7 +115,7 @@ def child_with_lock(path):
     if process:
         os.read(read, 1)
         return process
-    with processes.locked(path):
+    with room.Run(path).lock_output():
         if not os.fork():  # as a process that loads images
             time.sleep(20)
             os._exit(0)
@@ -132,13 +130,13 @@ def test_a_second_run_is_refused_until_the_first_is_gone(go, tmp_path):
         status, _, err = go()
         assert status == 1 and err.count('\n') == 1
         assert err.startswith(f'{tmp_path / "net.pkl"}: another run')
-        assert os.listdir(tmp_path) == ['.net.pkl.lock']
+        assert files(tmp_path) == []
     finally:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
     status, _, err = go('--num_epochs', 1)
     assert status == 0, err
-    assert sorted(os.listdir(tmp_path)) == FILES
+    assert files(tmp_path) == FILES
 
 
 # ---------------------------------------------------------------- its names
@@ -154,7 +152,7 @@ def test_outputs_that_differ_after_a_dot_share_nothing(go, tmp_path):
     for name in ('lr0.001', 'lr0.002'):
         assert go('--num_epochs', 1, '--output',
                   tmp_path / f'{name}.pkl')[0] == 0
-    names = os.listdir(tmp_path)
+    names = files(tmp_path)
     assert len(names) == 8
     assert sum(name.startswith('lr0.001') for name in names) == 4
     parsed = options.parse_training('', 'shufflenet', [
@@ -180,9 +178,10 @@ def test_before_the_first_checkpoint_nothing_is_to_be_resumed(
         go, tmp_path, monkeypatch):
     interrupt_after(monkeypatch, 0)
     status, _, err = go()
-    assert status == 128 + signal.SIGTERM and err.count('\n') == 1
-    assert '--resume' not in err and 'start again with: python' in err
-    assert os.listdir(tmp_path) == []
+    assert status == 128 + signal.SIGTERM
+    assert err == ('Interrupted. No epoch was finished; the same command '
+                   'starts again.\n')
+    assert files(tmp_path) == []
 
 
 def test_a_checkpoint_of_another_run_is_not_the_way_on(go, tmp_path,
@@ -190,33 +189,25 @@ def test_a_checkpoint_of_another_run_is_not_the_way_on(go, tmp_path,
     assert go('--num_epochs', 1)[0] == 0
     interrupt_after(monkeypatch, 0)
     _, _, err = go('--overwrite')
-    assert '--resume' not in err and 'start again' in err
+    assert '--resume' not in err and 'starts again' in err
 
 
 @pytest.mark.parametrize('epochs', [0, 1])
-def test_the_printed_command_runs_as_printed(go, sample, tmp_path, run,
-                                             monkeypatch, epochs):
+def test_the_advice_goes_on_where_it_was_started_elsewhere(
+        go, tmp_path, monkeypatch, epochs):
     assert go('--num_epochs', 1, '--output', tmp_path / 'first.pkl')[0] == 0
+    words = ('--resume', tmp_path / 'first_last.pkl')
     with monkeypatch.context() as patch:
         interrupt_after(patch, epochs)
-        status, _, err = go('--resume', tmp_path / 'first_last.pkl')
+        status, _, err = go(*words)
     assert status == 128 + signal.SIGTERM
-    words = shlex.split(err.split('Go on with: ')[1])
-    assert words[:2] == ['python', 'train_shufflenet.py']
-    status, _, err = run(train_shufflenet, *words[2:])
-    assert status == 0, err
+    if epochs:
+        file, number = re.search(
+            r'with --resume (.*) goes on after epoch (\d)\.', err).groups()
+        assert number == '2'
+        words = ('--resume', file)
+    assert go(*words)[0] == 0
     assert last(tmp_path)['epoch'] == EPOCHS
-
-
-@pytest.mark.parametrize('before, after', [
-    ('--lr 1', '--lr 1 --resume'), ('--resume --lr 1', '--lr 1 --resume'),
-    ('--resume a.pkl --lr 1', '--lr 1 --resume'),
-    ('--lr 1 --resume=a.pkl', '--lr 1 --resume'),
-    ('--res a.pkl', '--resume'), ('--rotate 4', '--rotate 4 --resume')])
-def test_the_command_that_goes_on(monkeypatch, before, after):
-    monkeypatch.setattr(sys, 'argv', ['train.py', *before.split()])
-    assert processes.command_line() == f'python train.py {after}'
-    assert processes.command_line(resume=False) == f'python train.py {before}'
 
 
 def test_a_lost_process_before_the_first_checkpoint(go, monkeypatch):
@@ -236,6 +227,23 @@ def test_the_best_epoch_is_that_of_the_least_mae(go, fake, tmp_path):
     assert status == 0 and 'Best epoch 3' in out
     best = torch.load(tmp_path / 'net.pkl', weights_only=True)
     assert best['epoch'] == 3 and best['validation']['val_loss'] == 4.0
+
+
+def test_of_tied_epochs_the_first_is_printed_and_kept(go, fake, tmp_path):
+    fake([(3.0, 7.0), (2.0, 6.0), (4.0, 6.0)])
+    status, out, _ = go()
+    assert status == 0 and 'Best epoch 2' in out
+    best = torch.load(tmp_path / 'net.pkl', weights_only=True)
+    assert best['epoch'] == 2 and best['validation']['val_loss'] == 2.0
+
+
+@pytest.mark.parametrize('more', [(), ('--as_published',),
+                                  ('--head_factor', 0.1)])
+def test_the_logged_rate_is_the_base_rate(go, tmp_path, more):
+    status, _, err = go(*more)
+    assert status == 0, err
+    log = pd.read_csv(tmp_path / 'net_log.csv', comment='#')
+    assert log.lr.tolist() == pytest.approx([0.001, 0.001, 0.0001])
 
 
 def test_the_last_line_says_where_the_best_epoch_is(go, fake, tmp_path):
@@ -274,19 +282,18 @@ def test_the_wall_time_goes_on(go, tmp_path):
     assert 5000 < last(tmp_path)['provenance']['wall_seconds'] < 6000
 
 
-def test_new_options_count_as_their_defaults_in_old_checkpoints(go,
-                                                                tmp_path):
-    defaults = vars(options.parse_training('', 'shufflenet', []))
-    for name, value in history.LATER_OPTIONS.items():
-        assert defaults[name] == value
+def test_a_new_option_never_blocks_an_old_run(go, tmp_path):
     assert go('--num_epochs', 1)[0] == 0
     edit(tmp_path / 'net_last.pkl', options=lambda part: [
-        part.pop(name) for name in ('batch_norms', 'overwrite')])
-    status, _, err = go('--resume')
+        part.pop(name) for name in ('batch_norms', 'overwrite', 'light')])
+    status, _, err = go('--resume', '--light', 0.5)
     assert status == 0, err
-    # Whoever adds an option says what older runs had: LATER_OPTIONS.
-    assert history.LATER_OPTIONS.keys() | history.FREE_OPTIONS >= {
-        'batch_norms', 'overwrite'}
+
+
+def test_every_option_of_a_run_is_one_of_the_scripts():
+    parsed = {name for network in ('attnet', 'shufflenet') for name
+              in vars(options.parse_training('', network, []))}
+    assert room.FIXED_OPTIONS <= room.RUN_OPTIONS <= parsed
 
 
 def test_overridden_options_apply_from_there_on(go, tmp_path):
@@ -334,9 +341,9 @@ def test_a_longer_cycle_by_override_is_that_of_its_epochs(go, tmp_path):
     assert go('--one_cycle', '--num_epochs', 5, '--resume',
               '--override')[0] == 0
     rates = pd.read_csv(tmp_path / 'net_log.csv', comment='#').lr
+    recipe = Recipe(num_epochs=5, one_cycle=True)
     assert rates[3:].tolist() == pytest.approx([
-        0.001 * Schedule(5, 0.001, one_cycle=True).factor(epoch)
-        for epoch in (3, 4)])
+        0.001 * recipe.lr_factor(epoch) for epoch in (3, 4)])
 
 
 # -------------------------------------------- full disks, and a busy machine
@@ -352,7 +359,7 @@ def test_a_full_disk_is_called_one(tmp_path):
         f'{path}: cannot be written (the disk is full)')
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['x.pkl']
     with pytest.raises(RunError, match='the disk is full'):
-        with files.atomic(str(path)):
+        with atomic(str(path)):
             raise OSError(errno.ENOSPC, 'No space left on device')
 
 
@@ -399,42 +406,55 @@ def test_a_hostile_report_is_a_line(tmp_path, run, text):
         assert err.startswith(f'{path}: is no report.json')
 
 
-@pytest.mark.parametrize('threads, cores, load, told', [
-    (2, 2, 0.2, None), (2, 2, 1.1, 'OMP_NUM_THREADS=1 '), (1, 2, 9.0, None),
-    (16, 16, 4.2, 'OMP_NUM_THREADS=11 '), (2, 64, 20.0, None),
-    (4, 4, 7.5, 'OMP_NUM_THREADS=1 ')])
-def test_a_busy_machine_gets_a_hint(threads, cores, load, told):
-    hint = processes.busy_hint(threads, cores, load)
-    assert told in hint if told else hint is None
+@pytest.mark.parametrize('load, threads, setting, told', [
+    (99.0, 2, '', True), (0.1, 2, '', False), (99.0, 1, '', False),
+    (99.0, 2, '2', False)])
+def test_a_busy_machine_gets_a_hint(monkeypatch, capsys, load, threads,
+                                    setting, told):
+    monkeypatch.setattr(os, 'getloadavg', lambda: (load, 0, 0))
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    monkeypatch.setenv('OMP_NUM_THREADS', setting)
+    room.warn_if_busy('cpu')
+    assert ('OMP_NUM_THREADS=1' in capsys.readouterr().out) == told
 
 
-def test_the_hint_comes_at_the_start_unless_the_user_has_decided(
-        go, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, 'getloadavg', lambda: (99.0, 0, 0))
-    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
-    for name in processes.THREAD_SETTINGS:
+def test_the_cpu_needs_no_cuda(go, monkeypatch):
+    def refuse():
+        raise AssertionError('CUDA is initialised')
+    monkeypatch.setattr(torch.cuda, '_lazy_init', refuse)
+    assert go('--num_epochs', 1)[0] == 0
+
+
+@pytest.mark.parametrize('names, rank', [
+    (['RANK'], 0), (['RANK', 'WORLD_SIZE'], 0), (options.TORCHRUN, 1)])
+def test_one_variable_of_torchrun_alone_counts_nothing(monkeypatch, names,
+                                                       rank):
+    for name in options.TORCHRUN:
         monkeypatch.delenv(name, raising=False)
-    _, out, _ = go('--num_epochs', 1)
-    assert 'OMP_NUM_THREADS=1' in out.split('epoch ')[0]
-    monkeypatch.setenv('OMP_WAIT_POLICY', 'PASSIVE')
-    _, out, _ = go('--num_epochs', 1, '--overwrite')
-    assert 'OMP_NUM_THREADS' not in out
+    for name in names:
+        monkeypatch.setenv(name, '1')
+    assert options.torchrun_value('RANK', 0) == rank
+
+
+def test_a_rank_that_is_left_over_silences_no_script(go, monkeypatch):
+    monkeypatch.setenv('RANK', '1')
+    status, out, _ = go('--num_epochs', 1)
+    assert status == 0 and 'Best epoch 1' in out
 
 
 # -------------------------------------------------- what a run is measured by
 
-def test_the_constant_beside_the_best_epoch_is_the_median(go, sample, capsys,
-                                                          monkeypatch):
+def test_the_constant_beside_the_best_epoch_is_the_median(go, monkeypatch):
     angles = []
 
-    def spoil(loaders, *args):
+    def spoil(loaders, run):
         table = loaders[0].dataset.annotations.angles
         table[:] = 0
         training = loaders[0].batch_sampler.indices
         table[training[:3]] = 90  # a mean, not the median, would see these
         angles.append(table)
-        return original(loaders, *args)
-    original = history.report_training
+        return original(loaders, run)
+    original = room.report_training
     monkeypatch.setattr(engine, 'report_training', spoil)
     status, out, _ = go('--num_epochs', 1)
     assert status == 0 and len(angles) == 1

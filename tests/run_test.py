@@ -21,11 +21,15 @@ import train_shufflenet
 from headpose.readers import lists
 from headpose.training import engine
 from headpose.training.options import BACKBONES
-from hopenet import AttNet, pose_loss
+from hopenet import AttNet
 from shufflenet import MobileNetwork, ShuffleNet, make_network
 from tests.conftest import ROOT, SIZE
-from tests.helpers import (EPOCHS, MOBILE, OneBatch, headless, last,
-                           run_options, train)
+from tests.helpers import (EPOCHS, MOBILE, OneBatch, files, headless, last,
+                           loaders, run_options, train, trainer_of)
+
+# Everything of the recipe that a resumed run has to take up.
+RECIPE = ('--ema', 0.9, '--image_size', 64, 80, '--one_cycle', '--rotate', 30,
+          '--occlude', 0.5, '--light', 0.5, '--weak_end', 0.4)
 
 
 def faulty(fault, options, processes=1, **kwargs):
@@ -47,7 +51,7 @@ def log_rows(folder):
 
 
 def assert_same_run(one, other):
-    for part in ('model', 'log', 'epoch'):
+    for part in ('model', 'log', 'epoch', 'trained', 'averaged'):
         assert_equal(one[part], other[part])
     assert_equal(one['optimizer']['state'], other['optimizer']['state'])
 
@@ -94,8 +98,8 @@ def test_one_seed_gives_one_run(sample, whole, tmp_path):
     assert other['log'] != again['log']
 
 
-@pytest.mark.parametrize('fault', ['step', 'validation', 'write'])
-@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('fault, workers', [
+    ('step', 0), ('step', 2), ('validation', 0), ('write', 0)])
 def test_a_killed_run_ends_as_if_nothing_had_been(sample, whole, tmp_path,
                                                   fault, workers):
     options = ('--workers', workers)
@@ -108,7 +112,29 @@ def test_a_killed_run_ends_as_if_nothing_had_been(sample, whole, tmp_path,
     best, expected = (torch.load(folder / 'net.pkl', weights_only=True)
                       for folder in (tmp_path, whole))
     assert_equal(best['model'], expected['model'])
-    assert sorted(os.listdir(tmp_path)) == sorted(os.listdir(whole))
+    assert files(tmp_path) == files(whole)
+
+
+def test_a_killed_run_of_the_whole_recipe_ends_so_too(sample, tmp_path):
+    for name in ('whole', 'killed'):
+        (tmp_path / name).mkdir()
+    expected = train(sample, tmp_path / 'whole', *RECIPE)
+    done = faulty('step', run_options(sample, tmp_path / 'killed', *RECIPE))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    resumed = train(sample, tmp_path / 'killed', *RECIPE, '--resume')
+    assert_same_run(expected, resumed)
+    assert expected['averaged'] == 9 and not torch.equal(
+        expected['trained']['fc_yaw.bias'], expected['model']['fc_yaw.bias'])
+
+
+@pytest.mark.parametrize('options', [
+    ('--accumulate', 2), ('--amp', 'bf16'), ('--no-channels_last',),
+    ('--workers', 2), ('--patience', 9)])
+def test_memory_and_speed_never_block_a_resume(sample, tmp_path, options):
+    """What an error advises, as after running out of memory, is accepted."""
+    train(sample, tmp_path, '--num_epochs', 1)
+    again = train(sample, tmp_path, '--num_epochs', 2, '--resume', *options)
+    assert again['epoch'] == 2
 
 
 def test_a_longer_run_goes_on_from_a_finished_one(sample, whole, tmp_path):
@@ -209,13 +235,16 @@ def test_sigterm_ends_after_the_step_with_the_way_on(sample, whole,
                                                      tmp_path):
     done = faulty('terminate', run_options(sample, tmp_path))
     assert done.returncode == 128 + signal.SIGTERM
-    assert 'Interrupted. Go on with: ' in done.stderr
-    assert '--resume' in done.stderr and 'Traceback' not in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        'Interrupted. The same command with --resume '
+        f'{tmp_path / "net_last.pkl"} goes on after epoch 1.')
+    assert 'Traceback' not in done.stderr
     assert last(tmp_path)['epoch'] == 1
     assert_same_run(last(whole), train(sample, tmp_path, '--resume'))
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM,
+                                    signal.SIGHUP])
 def test_a_signal_to_the_whole_group(sample, tmp_path, number):
     """What Ctrl-C and batch systems do: the loaders' processes get it too."""
     process = subprocess.Popen(
@@ -230,7 +259,7 @@ def test_a_signal_to_the_whole_group(sample, tmp_path, number):
             break
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
-    assert 'Go on with: ' in err and 'Traceback' not in err
+    assert 'with --resume' in err and 'Traceback' not in err
     assert last(tmp_path)['epoch'] >= 2
 
 
@@ -250,7 +279,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(sample, whole, tmp_path):
     assert 'File too large' in done.stderr  # the limit's own word
     assert 'Traceback' not in done.stderr
     assert_same_run(before, last(tmp_path / 'run'))
-    assert sorted(os.listdir(tmp_path / 'run')) == sorted(os.listdir(whole))
+    assert files(tmp_path / 'run') == files(whole)
 
 
 def test_a_folder_that_cannot_be_written_is_found_before_training(
@@ -290,11 +319,8 @@ def test_two_processes_have_the_gradients_of_one(sample, tmp_path,
     gradients = []
     for processes, more in ((1, ()), (2, ()), (2, ('--accumulate', 2))):
         output = tmp_path / f'{len(gradients)}.pkl'
-        # Without the width: the helper's network has its own.
-        options = [str(option) for option in (
-            '--gpu', -1, '--data_dir', sample / '300W_LP', '--image_size',
-            SIZE, '--batch_size', 9, '--workers', 0, *frozen_weights,
-            '--output', output, *more)]
+        options = run_options(sample, tmp_path, '--batch_size', 9,
+                              *frozen_weights, *more, '--output', output)
         done = faulty('gradients', options, processes)
         assert done.returncode == 0, done.stderr
         gradients.append(torch.load(output, weights_only=True))
@@ -353,12 +379,13 @@ def test_the_test_is_the_same_on_two_processes(sample, whole, tmp_path):
 def test_batches_are_shared_exactly():
     for world in (1, 2, 3):
         for shuffle in (False, True):
-            shares = [list(datasets.Batches(range(23), 7, shuffle, 0, rank,
-                                            world)) for rank in range(world)]
+            shares = [list(datasets.EpochBatchSampler(
+                range(23), 7, shuffle, 0, rank, world))
+                for rank in range(world)]
             keys = [key for share in shares for batch in share
                     for key in batch]
             assert len(keys) == len(set(keys)) == 23
-    assert [len(list(datasets.Batches([5], 4, False, 0, rank, 3)))
+    assert [len(list(datasets.EpochBatchSampler([5], 4, False, 0, rank, 3)))
             for rank in range(3)] == [1, 0, 0]
 
 
@@ -367,7 +394,7 @@ def test_a_lost_process_ends_the_run(sample, tmp_path):
     assert done.returncode != 0
     # torchrun's SIGTERM may come before the lost connection is noticed.
     assert ('another process of this run ended' in done.stderr
-            or 'Interrupted. Go on with: ' in done.stderr)
+            or 'Interrupted. The same command with --resume' in done.stderr)
     assert last(tmp_path)['epoch'] == 1
 
 
@@ -375,8 +402,7 @@ def test_a_lost_process_ends_the_run(sample, tmp_path):
 
 def gradients(model, images, angles, **values):
     """The gradients of one batch, by name, and the batch norms after it."""
-    optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    engine.train_epoch(model, OneBatch(images, angles), optimizer, **values)
+    engine.train_epoch(trainer_of(model, **values), OneBatch(images, angles))
     return ({name: p.grad.clone() for name, p in model.named_parameters()
              if p.grad is not None},
             {name: buffer.clone() for name, buffer in model.named_buffers()})
@@ -406,47 +432,10 @@ def test_accumulated_gradients_are_those_of_the_batch(case):
                                    atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize('frozen', [True, False])
-def test_checkpointed_activations_change_nothing(case, frozen):
-    model, images, angles = case
-    if frozen:
-        model.load_pretrained(model.state_dict())
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    results = []
-    for model.checkpoint_activations in (False, True):
-        model.load_state_dict(state)
-        results.append(gradients(model, images, angles))
-    assert_equal(results[0], results[1])
-
-
-def kept_for_backward(model, images):
-    """Bytes of distinct tensors that a forward pass keeps, weights aside."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        model(images)
-    return sum(kept.values())
-
-
-def test_checkpointing_keeps_a_fraction(case):
-    model, images, _ = case
-    images = images.float()
-    plain = kept_for_backward(model, images)
-    model.checkpoint_activations = True
-    assert kept_for_backward(model, images) < 0.35 * plain
-
-
 def test_the_frozen_stem_computes_no_gradients(case):
     model, images, _ = case
     model.load_pretrained(headless(model))
-    engine.set_train_mode(model)
+    model.set_train_mode()
     seen = []
     model.get_submodule(model.stem[-1]).register_forward_hook(
         lambda *args: seen.append(args[-1]))
@@ -502,8 +491,8 @@ def test_channels_last_gives_the_same_result(case):
     model.eval()
     logits = []
     for channels_last in (False, True):
-        wrapped = engine.wrap(model, 'cpu', channels_last, compile=False)
-        logits.append(wrapped(engine.network_input(images, 'cpu')))
+        trainer = trainer_of(model, channels_last=channels_last)
+        logits.append(trainer.ddp_model(model.normalize(images)))
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
 
 
@@ -612,16 +601,13 @@ def test_the_snapshot_of_a_run_is_tested_at_its_size(sample, whole, capsys):
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_images(sample):
-    loader, _ = datasets.training_loaders(
-        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt', 8, SIZE,
-        augment=False)
+    loader, _ = loaders(sample, augmentation=None)
     model = ShuffleNet(0.5)
     model.load_pretrained(model.state_dict())
-    optimizer = torch.optim.SGD(model.parameter_groups(0.0))
-    reported = engine.train_epoch(model, loader, optimizer)
+    reported = engine.train_epoch(trainer_of(model), loader)
     with torch.no_grad():
         losses = torch.cat([
-            pose_loss(model(engine.network_input(images, 'cpu')),
-                      torch.as_tensor(angles))
+            model.loss(model(model.normalize(images)),
+                       torch.as_tensor(angles))
             for images, angles, _ in loader])
     assert reported == pytest.approx(losses.mean().item(), rel=1e-5)

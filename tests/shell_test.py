@@ -13,6 +13,7 @@ import pytest
 import hopenet
 import shufflenet
 from headpose.geometry import pose
+from headpose.readers.lists import read_annotations
 from headpose.training import options
 from tests.conftest import ROOT, SIZE, run_script
 
@@ -59,7 +60,7 @@ def test_the_shell_scripts_carry_the_defaults():
 def test_the_recipe_is_the_documents():
     parser = options.training_parser('', 'attnet')
     for name, value in {'num_epochs': 25, 'batch_size': 32, 'lr': 1e-5,
-                        'alpha': 2, 'lr_steps': [8, 18], 'image_size': 224,
+                        'alpha': 2, 'lr_steps': [8, 18], 'image_sizes': [224],
                         'pretrained': 'imagenet', 'split': 'photo',
                         'augment': True, 'landmarks': 'visible',
                         'head_factor': hopenet.HEAD_FACTOR}.items():
@@ -196,6 +197,22 @@ def test_the_shipped_recipe_needs_data(clone):
     assert done.stderr.startswith('train.sh faces: data/300W_LP is not there')
 
 
+def test_the_shipped_recipe_takes_a_table(clone, sample, tmp_path):
+    annotations = read_annotations(
+        sample / 'AFLW2000', sample / 'AFLW2000' / 'filename_list.txt')
+    rows = [','.join(map(str, (f'{name}.jpg', *box, *angles)))
+            for name, box, angles in zip(
+                annotations.names, annotations.boxes, annotations.angles)]
+    table = tmp_path / 'faces.csv'
+    table.write_text('\n'.join([
+        'image,x_min,y_min,x_max,y_max,yaw,pitch,roll', *rows]))
+    done = shell(clone, 'bash train.sh faces ' + shlex.join(map(str, [
+        '--labels', table, '--data_dir', sample / 'AFLW2000', *QUICK,
+        '--split', 'image', '--output', tmp_path / 'x.pkl'])))
+    assert done.returncode == 0, done.stderr
+    assert 'Best epoch 1' in done.stdout
+
+
 @pytest.mark.parametrize('script', ['train.sh', 'test.sh'])
 def test_an_unknown_network_is_refused(clone, script):
     done = shell(clone, f'bash {script} mobilenet')
@@ -215,7 +232,7 @@ def test_the_documents_commands(clone, sample, tmp_path):
             'python filename_generator.py --dataset 300W-LP '
             '--dataset_path ./data/300W-LP',
             f'bash train.sh shufflenet --pretrained none {quick}',
-            f'bash train.sh faces {quick} --num_epochs 12',
+            f'bash train.sh faces {quick} --num_epochs 2',
             'mv data/300W-LP data/300W_LP',
             'python train_attnet.py --gpu 0 --num_epochs 25 --batch_size 32 '
             '--lr 0.00001 --dataset Pose_300W_LP --data_dir ./data/300W_LP/ '

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 import datasets
-from headpose.geometry.crop import (BLURRED, Augmentation, shrinkage,
-                                    training_crop)
+from headpose.geometry.augment import (BLURRED, Augmentation, shrinkage,
+                                       training_crop)
 from headpose.readers.images import read_image
 from headpose.readers.lists import read_annotations
+from tests.draws import drawn
 
 pytestmark = pytest.mark.quick
 # Neither flipped nor blurred; with a jitter, a smaller box in its place.
-DRAWS = np.array([0.0, 0.3, 0.6, 0.9, 0.9, 0.5, 0.5, 0.0])
+DRAWS = drawn(margin=0.0, shift_x=0.3, shift_y=0.6, jitter_size=0.0)
 
 
 @pytest.mark.parametrize('extension', ['.jpg', '.png'])
@@ -33,8 +34,7 @@ def test_only_images_with_pixels_to_spare_are_read_smaller():
     assert shrinkage(box, DRAWS, 64) == 2
     assert shrinkage(np.multiply(box, 2), DRAWS, 64) == 4
     assert shrinkage(np.multiply(box, 100), DRAWS, 64) == 8
-    blurred = [*DRAWS[:4], BLURRED / 2, *DRAWS[5:]]
-    assert shrinkage(box, blurred, 64) == 1
+    assert shrinkage(box, DRAWS._replace(blur=BLURRED / 2), 64) == 1
     assert shrinkage(box, DRAWS, 64, jitter=0.6) == 1
 
 
@@ -48,11 +48,10 @@ def test_the_crop_of_a_smaller_image_lies_where_the_whole_ones_does(
     whole = np.dstack([127 + 100 * np.sin(x / 40), 127 + 100 * np.cos(y / 30),
                        (x + y) / 4]).astype(np.uint8)
     half = whole.reshape(200, 2, 200, 2, 3).mean((1, 3)).round()
-    draws = [*DRAWS[:3], flip, *DRAWS[4:]]
-    exact, _ = training_crop(whole, box, draws, size, turn)
-    ours, flipped = training_crop(half.astype(np.uint8), box, draws, size,
-                                  turn, shrink=2)
-    assert flipped == (flip < 0.5)
+    draws = DRAWS._replace(flip=flip)
+    exact = training_crop(whole, box, draws, size, turn)
+    ours = training_crop(half.astype(np.uint8), box, draws, size, turn,
+                         shrink=2)
     assert np.abs(exact.astype(int) - ours).mean() < 1
 
 

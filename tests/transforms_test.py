@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from headpose.geometry import crop as transforms
+from headpose.geometry import augment, crop
+from tests.draws import drawn
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
-CENTRED = np.full(transforms.DRAWS, 0.5, np.float32)  # draws that do nothing
 
 
 # ----------------------------------------------------- what cannot be cropped
@@ -33,32 +33,32 @@ CENTRED = np.full(transforms.DRAWS, 0.5, np.float32)  # draws that do nothing
     ((10, 79.1, 60, 129), (90, 80), 'outside')])
 def test_the_last_box_that_can_be_cropped_and_the_first_that_cannot(
         box, size, problem):
-    said = transforms.crop_problem(box, *size)
+    said = crop.crop_problem(box, *size)
     assert said is None if problem is None else problem in said
     if said is None:
-        crop = transforms.protocol_crop(Image.new('RGB', size), box, 32)
-        assert crop.size == (32, 32)
+        image = crop.protocol_crop(Image.new('RGB', size), box, 32)
+        assert image.size == (32, 32)
 
 
 def test_a_box_is_judged_before_its_picture_is_known():
-    assert transforms.crop_problem((-9, -9, 60, 70)) is None
-    assert 'too small' in transforms.crop_problem((0, 0, 3.9, 30))
-    assert 'too large' in transforms.crop_problem((0, 0, 5001, 3000))
+    assert crop.crop_problem((-9, -9, 60, 70)) is None
+    assert 'too small' in crop.crop_problem((0, 0, 3.9, 30))
+    assert 'too large' in crop.crop_problem((0, 0, 5001, 3000))
 
 
 def test_a_training_crop_is_for_networks_of_224_pixels_unless_told():
-    crop, _ = transforms.training_crop(PICTURE, (5, 5, 30, 25), CENTRED)
-    assert crop.shape == (224, 224, 3)
+    image = augment.training_crop(PICTURE, (5, 5, 30, 25), drawn())
+    assert image.shape == (224, 224, 3)
 
 
 @pytest.mark.parametrize('flip', [False, True])
 @pytest.mark.parametrize('size', [12, 13])
 @pytest.mark.parametrize('turn', [90.0, 180.0, -90.0])
 def test_a_crop_turns_about_its_centre(turn, size, flip):
-    crop = transforms.turned_crop(PICTURE, 14, 9, size, turn, flip)
+    image = augment.turned_crop(PICTURE, 14, 9, size, turn, flip)
     face = PICTURE[:, ::-1] if flip else PICTURE
     straight = face[9:9 + size, 14:14 + size]
-    np.testing.assert_array_equal(crop, np.rot90(straight, -turn // 90))
+    np.testing.assert_array_equal(image, np.rot90(straight, -turn // 90))
 
 
 # ------------------------------------------------------------- parts, resized
@@ -66,7 +66,7 @@ def test_a_crop_turns_about_its_centre(turn, size, flip):
 def assert_black_outside(x, y, wide, high):
     framed = np.pad(PICTURE, ((130, 130), (130, 130), (0, 0)))
     np.testing.assert_array_equal(
-        transforms.cut(PICTURE, x, y, x + wide, y + high),
+        augment.cut(PICTURE, x, y, x + wide, y + high),
         framed[y + 130:y + high + 130, x + 130:x + wide + 130])
 
 
@@ -88,7 +88,7 @@ def test_a_part_that_ends_where_the_picture_does(x, y, wide, high):
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([64, 224]))
 def test_a_size_keeps_its_shape_and_covers_the_crop(width, height, shorter):
-    new = transforms.resized(width, height, shorter)
+    new = crop.resized(width, height, shorter)
     assert min(new) == shorter
     assert (new[0] <= new[1]) == (width <= height) or new[0] == new[1]
     exact = shorter * max(width, height) / min(width, height)
@@ -100,8 +100,9 @@ def test_a_size_keeps_its_shape_and_covers_the_crop(width, height, shorter):
 def test_the_largest_jitter_is_as_large_as_it_says():
     box = np.array([100.0, 200, 200, 240])
 
-    def jittered(*draws):
-        return transforms.jittered(box, 0.3, draws).tolist()
+    def jittered(x, y, size):
+        return augment.jittered(box, 0.3, drawn(
+            jitter_x=x, jitter_y=y, jitter_size=size)).tolist()
     assert jittered(0.5, 0.5, 0.5) == box.tolist()
     # 0.15 of its 100 and 40 pixels to each side; its size by 0.3.
     assert jittered(1, 0.5, 0.5) == pytest.approx([115, 200, 215, 240])
@@ -118,10 +119,10 @@ def middle_tones():
     return rng.integers(90, 150, (48, 64, 3)).astype(np.uint8)
 
 
-def changed(brightness=0.5, contrast=0.5, saturation=0.5):
+def changed(**fields):
     """What draws make of the middle tones by up to 0.4, as floats."""
-    return transforms.recolored(middle_tones(), 0.4, np.array(
-        [brightness, contrast, saturation])).astype(float)
+    return augment.recolored(middle_tones(), 0.4,
+                             drawn(**fields)).astype(float)
 
 
 GREY = np.array([0.299, 0.587, 0.114])  # of red, green, blue
@@ -144,50 +145,52 @@ def test_colours_change_by_the_factor_that_is_drawn(draw, factor):
 
 
 def test_brightness_and_contrast_together_move_the_mean_by_brightness_alone():
-    image, new = middle_tones().astype(float), changed(0.75, 0.0)
+    image, new = middle_tones().astype(float), changed(
+        brightness=0.75, contrast=0.0)
     assert (new @ GREY).mean() == pytest.approx(
         1.2 * (image @ GREY).mean(), abs=0.5)
     assert new.std() == pytest.approx(1.2 * 0.6 * image.std(), rel=0.05)
 
 
 def test_no_augmentation_is_beyond_hopenets_unless_asked_for():
-    assert transforms.Augmentation() == (0,) * 6
+    assert augment.Augmentation() == (0,) * 6
 
 
 def test_each_augmentation_takes_its_own_draws():
     image = np.asarray(Image.fromarray(PICTURE).resize((200, 150)))
     box, angles = (60, 40, 130, 110), np.float32([10, 20, 30])
 
-    def crop(more, index=0, draw=0.5):
-        row = CENTRED.copy()
-        row[index] = draw
-        return transforms.augmented_crop(
-            image, box, angles, row, 32, transforms.Augmentation(*more))[0]
+    def made(amounts, **fields):
+        return augment.augmented_crop(
+            image, box, angles, drawn(**fields), 32,
+            augment.Augmentation(**amounts))[0]
 
-    plain = crop(())
     # Values in the middle leave everything as it is.
-    np.testing.assert_array_equal(crop((0, 0.3, 0.3)), plain)
-    for more, used in (((0, 0.3), (5, 6, 7)), ((0, 0, 0.3), (11, 12, 13)),
-                       ((30,), (8,))):
-        for index in range(5, transforms.DRAWS):
-            same = np.array_equal(crop(more, index, 0.9), crop(more))
-            assert same == (index not in used), (more, index)
+    np.testing.assert_array_equal(made({'box_jitter': 0.3,
+                                        'color_jitter': 0.3}), made({}))
+    for amount, used in (
+            ('box_jitter', ('jitter_x', 'jitter_y', 'jitter_size')),
+            ('color_jitter', ('brightness', 'contrast', 'saturation')),
+            ('rotate', ('turn',))):
+        amounts = {amount: 30 if amount == 'rotate' else 0.3}
+        for field in augment.Draws._fields[5:]:
+            same = np.array_equal(made(amounts, **{field: 0.9}),
+                                  made(amounts))
+            assert same == (field not in used), (amount, field)
 
 
 def test_a_head_that_cannot_be_turned_is_left_upright_and_whole():
     image = np.asarray(Image.fromarray(PICTURE).resize((200, 150)))
     box, angles = (60, 40, 130, 110), np.float32([20, 10, -98])
-    draws = CENTRED.copy()
 
-    def crop(rotate, draw):
-        draws[8] = draw
-        return transforms.augmented_crop(image, box, angles, draws, 32,
-                                         transforms.Augmentation(rotate))
-    upright, _ = crop(0, 0.5)
-    pixels, kept = crop(45, 0.0)  # a roll of -143 degrees has no bin
+    def made(rotate, turn):
+        return augment.augmented_crop(image, box, angles, drawn(turn=turn), 32,
+                                      augment.Augmentation(rotate))
+    upright, _ = made(0, 0.5)
+    pixels, kept = made(45, 0.0)  # a roll of -143 degrees has no bin
     np.testing.assert_array_equal(pixels, upright)
     np.testing.assert_array_equal(kept, angles)
-    pixels, turned = crop(45, 1.0)  # and of -53 has
+    pixels, turned = made(45, 1.0)  # and of -53 has
     assert (pixels != upright).any() and turned[2] > -90
 
 
@@ -196,12 +199,11 @@ def test_a_head_that_cannot_be_turned_is_left_upright_and_whole():
 @pytest.mark.parametrize('draw, margin', [(0.0, 0.2), (0.5, 0.3)])
 def test_a_picture_is_halved_where_its_crop_keeps_twice_the_pixels(draw,
                                                                    margin):
-    draws = np.array([draw, 0.5, 0.5, 0.9, 0.9, 0.5, 0.5, 0.5])
     for side in range(60, 260):
         box = (0, 0, side, side)
-        left, top, right, bottom = transforms.expand_box(
-            box, margin, transforms.TRAIN_SIDE)
+        left, top, right, bottom = crop.expand_box(
+            box, margin, crop.TRAIN_SIDE)
         spare = min(right - left, bottom - top) / (64 * 240 / 224)
-        times = transforms.shrinkage(box, draws, 64)
+        times = augment.shrinkage(box, drawn(margin=draw), 64)
         assert spare > times or times == 1
         assert times == 8 or spare <= 2 * times

@@ -38,12 +38,13 @@ import export
 import filename_generator
 import utils
 from headpose import files
-from headpose.geometry.crop import Augmentation
+from headpose.geometry.augment import Augmentation
 from headpose.networks.fusion import for_inference
 from headpose.readers import lists
 from headpose.training import engine
 from headpose.training.checkpoint import read_checkpoint, trained_size
 from headpose.training.options import SHIPPED, training_parser
+from headpose.training.recipe import Recipe
 from hopenet import AttNet, pose_loss
 from shufflenet import ShuffleNet
 from tests.helpers import OneBatch
@@ -188,8 +189,9 @@ def stepper(network, batch, options, amp='auto'):
     loader = OneBatch(*random_batch(batch, options))
     precision = utils.choose_precision(amp, options.device,
                                        model.config['network'])
-    return partial(engine.train_epoch, model, loader, optimizer,
-                   options.device, amp=precision)
+    trainer = engine.Trainer(model, optimizer, Recipe(amp=precision),
+                             options.device)
+    return partial(engine.train_epoch, trainer, loader)
 
 
 def plain_stepper(network, batch, options):
@@ -270,14 +272,14 @@ def epochs(data, filename_list, options):
         loader = datasets.make_loader(
             datasets.PoseDataset(annotations, options.size, Augmentation()),
             batches, workers, options.device)
-        memory = InMemory(loader)
-
-        def epoch(source):
-            return partial(
-                engine.train_epoch, model, source, optimizer, options.device,
-                amp=utils.choose_precision('auto', options.device,
-                                           model.config['network']))
-        row = take_turns(epoch(loader), epoch(memory), options, count, 3)
+        amp = utils.choose_precision('auto', options.device,
+                                     model.config['network'])
+        trainer = engine.Trainer(model, optimizer, Recipe(amp=amp),
+                                 options.device)
+        row = take_turns(
+            partial(engine.train_epoch, trainer, loader),
+            partial(engine.train_epoch, trainer, InMemory(loader)),
+            options, count, 3)
         yield {'what': f'(c) epoch, {network.title}, '
                f'{workers} workers', 'unit': 'images/s',
                'here': row['here'], 'ratio': row['ratio'],
@@ -381,7 +383,7 @@ def runtimes(folder, options):
         snapshot = os.path.join(folder, 'network.pkl')
         torch.save({'network': model.config, 'model': model.state_dict(),
                     'options': {'image_size': size}}, snapshot)
-        export.export(path, snapshot)
+        export.main([path, '--snapshot', snapshot])
         fast = for_inference(model)
         functions = {
             'plain PyTorch': lambda x: model(torch.from_numpy(x)),
@@ -410,8 +412,8 @@ def shipped_exports(folder, options):
     paths = {precision: os.path.join(folder, f'{precision}.onnx')
              for precision in PRECISIONS}
     for precision, path in paths.items():
-        export.export(path, SHIPPED, True, precision, data_dir=faces,
-                      filename_list=filename_list)
+        export.main([path, *[f'--{precision}'] * (precision != 'float32'),
+                     '--data_dir', faces, '--filename_list', filename_list])
     images, true = test_crops(heads, listed('AFLW2000', heads, folder))
     functions = {name: session(path) for name, path in paths.items()}
     functions['OpenVINO'] = compiled(paths['float32'])

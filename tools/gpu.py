@@ -9,6 +9,7 @@ sizes, which measures nothing, and ends with status 0.
 """
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -26,6 +27,7 @@ import train_shufflenet
 from headpose import files
 from headpose.training import engine
 from headpose.training.checkpoint import read_checkpoint
+from headpose.training.recipe import Recipe
 from hopenet import AttNet
 from shufflenet import ShuffleNet
 from tests.helpers import OneBatch
@@ -87,20 +89,17 @@ class Repeated(list):
 def our_steps(network, batch, options, amp, compiled, channels_last, fused):
     """Returns a function that takes the recipe's training steps."""
     model = benchmark.pretrained(network).to(options.device)
-    if channels_last:
-        model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameter_groups(1e-5),
                                   weight_decay=0, fused=fused)
-    wrapped = None
+    trainer = engine.Trainer(
+        model, optimizer, Recipe(amp=amp, channels_last=channels_last),
+        options.device)
     if compiled:
-        wrapped = torch.compile(
+        trainer.ddp_model = torch.compile(
             model, dynamic=False,
             backend='eager' if options.quick else 'inductor')
-    scaler = torch.amp.GradScaler(enabled=amp == 'fp16')
-    loader = Repeated(batch, options)
-    return lambda: engine.train_epoch(
-        model, loader, optimizer, options.device, amp=amp, wrapped=wrapped,
-        scaler=scaler)
+    return functools.partial(engine.train_epoch, trainer,
+                             Repeated(batch, options))
 
 
 def original_steps(network, batch, options):
@@ -158,15 +157,15 @@ def verdict(holds):
 
 # ------------------------------------------------------------------ checks
 
-def gradients(model, options, amp, wrapped=None):
+def gradients(model, options, amp, ddp_model=None):
     """Returns all gradients (float64, one vector) of a fixed batch."""
     torch.manual_seed(1)
     loader = OneBatch(*benchmark.random_batch(options.batches[0], options))
-    scaler = torch.amp.GradScaler(enabled=amp == 'fp16')
-    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    trainer = engine.Trainer(model, torch.optim.SGD(model.parameters(), 0.0),
+                             Recipe(amp=amp), options.device)
+    trainer.ddp_model = ddp_model or model
     for _ in range(20):
-        engine.train_epoch(model, loader, optimizer, options.device, amp=amp,
-                           scaler=scaler, wrapped=wrapped)
+        engine.train_epoch(trainer, loader)
         # A scaler's step has taken its factor out of them again.
         found = torch.cat([parameter.grad.flatten().double()
                            for parameter in model.parameters()

@@ -5,25 +5,24 @@
 On a GPU: the peak of a whole step, measured.  Elsewhere: the bytes that the
 forward pass keeps for the backward pass, counted on 2 and on 4 images (what
 does not grow with them are weights that frozen batch norms were put into) and
-scaled to the batch; with checkpointing, plus those of the one block that is
-computed again.  Weights, gradients and Adam's state come on top (16 bytes a
-parameter).
+scaled to the batch.  Weights, gradients and Adam's state come on top (16 bytes
+a parameter).
 """
 import platform
 
 import torch
 
 from headpose.training import engine
+from headpose.training.recipe import Recipe
 from hopenet import AttNet
 from shufflenet import ShuffleNet
 from tests.helpers import OneBatch
 
-# Precision, parts of a batch, checkpointed activations.
-CASES = {'float32': ('off', 1, False),
-         'bf16': ('bf16', 1, False),
-         'bf16, 4 parts': ('bf16', 4, False),
-         'bf16, checkpointed': ('bf16', 1, True),
-         'float32, checkpointed': ('off', 1, True)}
+# Precision, parts of a batch.
+CASES = {'float32': ('off', 1),
+         'float32, 4 parts': ('off', 4),
+         'bf16': ('bf16', 1),
+         'bf16, 4 parts': ('bf16', 4)}
 BATCHES = (32, 128)
 
 
@@ -45,24 +44,9 @@ def kept_for_backward(function, x, weights):
 
 def counted(model, amp, images):
     """Returns the bytes for so many images, on the CPU."""
-    x = engine.network_input(torch.zeros(images, 3, 224, 224,
-                                         dtype=torch.uint8), 'cpu')
-    weights = list(model.parameters())
-    inside = []
-
-    def block_alone(block, inputs):
-        x = inputs[0].detach().requires_grad_()
-        handle.remove()
-        inside.append(kept_for_backward(block, x, weights))
-
-    if model.checkpoint_activations:
-        # The largest block is the first that keeps the input's resolution.
-        first = (model.layer1 if hasattr(model, 'layer1') else
-                 model.stage2)[0]
-        handle = first.register_forward_pre_hook(block_alone)
+    x = model.normalize(torch.zeros(images, 3, 224, 224, dtype=torch.uint8))
     with engine.autocast('cpu', amp):
-        kept = kept_for_backward(model, x, weights)
-    return kept + sum(inside)
+        return kept_for_backward(model, x, list(model.parameters()))
 
 
 def scaled(model, amp, parts, batch):
@@ -74,14 +58,15 @@ def scaled(model, amp, parts, batch):
 
 def measured(model, amp, parts, batch):
     """Returns the peak bytes of two training steps on the GPU."""
-    model.to('cuda:0', memory_format=torch.channels_last)
+    model.to('cuda:0')
     optimizer = torch.optim.Adam(model.parameter_groups(1e-5))
     loader = OneBatch(torch.zeros(batch, 3, 224, 224, dtype=torch.uint8),
                       torch.zeros(batch, 3))
+    trainer = engine.Trainer(model, optimizer,
+                             Recipe(amp=amp, accumulate=parts), 'cuda:0')
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
-        engine.train_epoch(model, loader, optimizer, 'cuda:0', amp=amp,
-                           accumulate=parts)
+        engine.train_epoch(trainer, loader)
     return torch.cuda.max_memory_allocated()
 
 
@@ -93,13 +78,12 @@ def main():
         'peak of a step' if on_gpu else 'kept for the backward pass'))
     print(f'{"":36}' + ''.join(f'{f"batch {n}":>12}' for n in BATCHES))
     for network in (AttNet, ShuffleNet):
-        for label, (amp, parts, checkpointed) in CASES.items():
+        for label, (amp, parts) in CASES.items():
             sizes = []
             for batch in BATCHES:
                 model = network()
                 model.load_pretrained(model.state_dict())
-                engine.set_train_mode(model)
-                model.checkpoint_activations = checkpointed
+                model.set_train_mode()
                 measure = measured if on_gpu else scaled
                 sizes.append(measure(model, amp, parts, batch))
             print(f'{network.title + ", " + label:36}' + ''.join(

@@ -15,21 +15,21 @@ from matplotlib.figure import Figure
 
 import filename_generator
 from datasets import evaluation_loader, read_annotations
-from headpose.evaluation.report import coverage_table, range_table
+from headpose.evaluation.metrics import coverage_table, range_table
 from headpose.files import atomic
 from headpose.geometry.pose import AXES, rotation_errors
 from headpose.networks.fusion import for_inference
 from headpose.training import engine
 from headpose.training.checkpoint import load_network, trained_size
 from headpose.training.options import SHIPPED
-from shufflenet import ShuffleNet
+from shufflenet import rebuild
 
 PICTURE = '.github/faces_yaw.png'
 
 
 def evaluate(snapshot, data, filename_list, landmarks, flip=False):
     """Returns a checkpoint's `Evaluation` on the listed images."""
-    model, content = load_network(snapshot, ShuffleNet)
+    model, content = load_network(snapshot, rebuild)
     loader = evaluation_loader(
         read_annotations(data, filename_list, landmarks),
         image_size=trained_size(content))

@@ -13,13 +13,13 @@ def draw_pose(image, angles, center, size, cube=False):
 
     Args:
         image: uint8 array (H, W, 3), BGR as OpenCV reads it.
-        angles: degrees: yaw, pitch, roll.
+        angles: degrees: yaw, pitch, roll; if not finite, nothing is drawn.
         center: (x, y) of the axes' origin, pixels.
         size: length of an axis, pixels.
         cube: draw a cube around the centre, its face side in front.
     """
     if not np.isfinite(angles).all():
-        return  # of a network without an answer there is nothing to draw
+        return
     rotation = rotation_matrix(angles)[:2]  # orthographic: x and y only
     center = np.asarray(center, float)
     thick = max(1, round(size / 30))

@@ -1,4 +1,4 @@
-"""The convention: yaw, pitch and roll, and what they mean.
+"""The convention of yaw, pitch and roll, and rotations.
 
 Angles are in degrees, in the order yaw, pitch, roll, with the signs of
 300W-LP: positive yaw turns the face towards the left of the image, positive
@@ -23,14 +23,14 @@ import cv2
 import numpy as np
 
 AXES = ('yaw', 'pitch', 'roll')
-MIRROR = (-1, 1, -1)  # what a mirror image makes of yaw, pitch and roll
+MIRROR = (-1, 1, -1)  # factors of yaw, pitch and roll in a mirror image
 
-# The protocol keeps what lies within +-99 degrees.  An angle of exactly 99
+# The protocol keeps angles within +-99 degrees.  An angle of exactly 99
 # degrees, stored as float32 radians, comes back up to 4e-6 degrees larger.
 MAX_ANGLE = 99.0
 ROUNDING = 1e-4
 
-MEAN_STEPS = 1000  # at most, of an intrinsic mean; some five are enough
+MEAN_STEPS = 1000  # at most, of an intrinsic mean; about five are enough
 
 
 def beyond_range(angles):
@@ -48,10 +48,9 @@ def rotation_matrix(angles):
         angles: array-like (..., 3), degrees: yaw, pitch, roll.
 
     Returns:
-        float64 array (..., 3, 3).  Its columns are where the head's own axes
-        point: to its right side as we see it, towards its chin, out of its
-        face.  It is 3DDFA's R = Rx(pitch) Ry(yaw) Rz(roll), the convention of
-        300W-LP's Pose_Para, mirrored from an upward to a downward y axis.
+        float64 array (..., 3, 3).  Its columns are the head's own axes: to
+        its right side as we see it, towards its chin, out of its face.  This
+        is 3DDFA's matrix, mirrored from an upward to a downward y axis.
     """
     yaw, pitch, roll = np.moveaxis(np.radians(angles), -1, 0)
     cy, sy = np.cos(yaw), np.sin(yaw)
@@ -85,32 +84,21 @@ def angles_of(rotation):
 
 
 def turned(angles, degrees):
-    """Returns the angles of a head whose picture is turned clockwise.
+    """Returns the angles (3,) of a head whose picture is turned clockwise.
 
-    Not an addition to roll: the turn comes after the head's own rotation.
-
-    Args:
-        angles: array (3,), degrees: yaw, pitch, roll.
-        degrees: of the turn.
-
-    Returns:
-        float64 array (3,): of the two triples that mean the new rotation,
-        the one nearer to the old.
+    The turn is no addition to roll: it comes after the head's own rotation.
+    Of the two triples that mean the new rotation, the one nearer to the old
+    is returned.
     """
     turn = rotation_matrix((0, 0, degrees))
     return angles_near(turn @ rotation_matrix(angles), angles)
 
 
 def angles_near(rotation, angles):
-    """Returns the angles of rotations, with the yaw beyond +-90 if need be.
+    """Returns the angles (..., 3) of rotations, the nearer to `angles`.
 
-    Args:
-        rotation: array (..., 3, 3), see `rotation_matrix`.
-        angles: array-like (..., 3), degrees.
-
-    Returns:
-        float64 array (..., 3): of the two triples within +-180 that mean a
-        rotation, the one whose numbers are nearer to `angles`.
+    Two triples within +-180 degrees mean the same rotation; one of them has
+    its yaw beyond +-90.
     """
     first = angles_of(rotation)
     triples = np.stack((first, first * (-1, 1, 1) + 180))
@@ -122,11 +110,10 @@ def angles_near(rotation, angles):
 def mean_angles(angles, weights=None):
     """Returns the angles of mean rotations.
 
-    The rotation that is nearest, in the chordal sense, to all of them: the
-    arithmetic mean of the matrices, projected by its singular value
-    decomposition (Moakher 2002, "Means and averaging in the group of
-    rotations", section 3.1).  A mean of the numbers would be wrong where they
-    wrap around, and near 90 degrees of yaw.
+    The chordal mean: the arithmetic mean of the matrices, projected by its
+    singular value decomposition (Moakher 2002, "Means and averaging in the
+    group of rotations", section 3.1).  A mean of the numbers would be wrong
+    where they wrap around, and near 90 degrees of yaw.
 
     Args:
         angles: array-like (K, N, 3), degrees: K answers for each of N heads.
@@ -166,11 +153,10 @@ def rotation_errors(predicted, true):
 def aligned(predicted, true):
     """Returns predictions without the rotation that all have in common.
 
-    A data set's zero need not be that of the data a network was trained on;
-    within one sequence the difference is one rotation of the head's axes.
-    It is taken as Cobo et al. do (Opal23, Pattern Recognition 2024): the
-    intrinsic mean of the rotations from the predictions to the truth, those
-    of 90 degrees and more left out.
+    Two data sets may disagree on the frontal pose; within one sequence they
+    differ by one rotation of the head's axes.  As in Cobo et al. (Opal23,
+    Pattern Recognition 2024), this is the intrinsic mean of the rotations
+    from the predictions to the truth, without those of 90 degrees and more.
 
     Args:
         predicted, true: array-like (N, 3), degrees: yaw, pitch, roll.
@@ -192,13 +178,10 @@ def aligned(predicted, true):
 
 
 def rotation_vectors(rotations):
-    """Returns the axes of rotations, as long as their angles.
+    """Returns rotations (..., 3, 3) below 180 degrees as vectors (..., 3).
 
-    Args:
-        rotations: array (..., 3, 3), of less than 180 degrees.
-
-    Returns:
-        float64 array (..., 3), radians.
+    A vector has the direction of the axis and the length of the angle,
+    radians.
     """
     vectors = np.stack([rotations[..., 2, 1] - rotations[..., 1, 2],
                         rotations[..., 0, 2] - rotations[..., 2, 0],
@@ -211,7 +194,7 @@ def rotation_vectors(rotations):
 
 
 def angles_text(errors):
-    """Formats mean errors, from (N, 3) degrees, as one line's part."""
+    """Formats the mean of errors (N, 3), degrees, for a line of output."""
     means = [*errors.mean(0), errors.mean()]
     return ', '.join(f'{name}: {mean:.4f}' for name, mean
                      in zip(('Yaw', 'Pitch', 'Roll', 'MAE'), means))

@@ -1,5 +1,4 @@
-"""Batch norms in the convolutions before them, in training and inference."""
-import contextlib
+"""Batch norms folded into convolutions, for training and for inference."""
 import copy
 
 import torch
@@ -9,28 +8,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-@contextlib.contextmanager
-def same_statistics(module):
-    """Lets batch norms work without counting: a second look at a batch."""
-    norms = [norm for norm in module.modules()
-             if isinstance(norm, _BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, tracked) in zip(norms, kept):
-            norm.momentum, norm.num_batches_tracked = momentum, tracked
-
-
 def conv_norm(conv, norm, x):
-    """Applies a convolution and its batch norm, in one pass if it can.
+    """Applies a convolution and its batch norm, in one pass where possible.
 
-    Frozen statistics make of a batch norm a factor and an offset for each
-    channel.  Put into the convolution's weights, where gradients still reach
-    all parameters, they save a pass over the activations forward, two
-    backward, and keeping the convolution's output in memory.
+    With frozen statistics a batch norm is a factor and an offset for each
+    channel.  Folded into the convolution's weights, where gradients still
+    reach all parameters, they save a pass over the activations forward, two
+    backward, and the memory of the convolution's output.
     """
     if (norm.training or not torch.is_grad_enabled()
             or not isinstance(norm, _BatchNorm)):  # see for_inference
@@ -57,12 +41,24 @@ class ConvNormSequential(nn.Sequential):
         return x
 
 
+def join_norms(model):
+    """Replaces each Sequential with batch norms by a `ConvNormSequential`.
+
+    The modules keep their names.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Sequential) and any(
+                    isinstance(layer, _BatchNorm) for layer in child):
+                setattr(module, name, ConvNormSequential(*child))
+
+
 @torch.no_grad()
 def for_inference(model):
-    """Returns a copy that computes the same faster, and cannot be trained.
+    """Returns a faster copy of a network that cannot be trained.
 
-    Batch norms become part of the convolutions before them, which in all
-    networks are declared, and run, one after the other.
+    Each batch norm is folded into the convolution declared before it; in all
+    our networks the two also run one after the other.
     """
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
@@ -75,15 +71,3 @@ def for_inference(model):
         if hasattr(module, 'inplace'):
             module.inplace = True
     return model.to(memory_format=torch.channels_last)
-
-
-def join_norms(model):
-    """Lets each convolution with a batch norm behind it run `conv_norm`.
-
-    The modules keep their names.
-    """
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Sequential) and any(
-                    isinstance(layer, _BatchNorm) for layer in child):
-                setattr(module, name, ConvNormSequential(*child))

@@ -1,26 +1,23 @@
-"""A state dict: whose it is, and whether it fits a network."""
+"""A state dict: its plain keys, and loading it exactly."""
 import re
 
 from headpose.errors import WeightsError
 
-WRAPPED = re.compile(r'^((module|_orig_mod|model)\.)+')  # before a key
+WRAPPERS = re.compile(r'^((module|_orig_mod|model)\.)+')  # before a key
 # Layers that no output depends on: ImageNet's classifiers, as torchvision
 # names them, and HopeNet's fc_finetune.
 DEAD = ('fc.', 'fc_finetune.', 'classifier.1.', 'classifier.3.')
 
 
 def plain_keys(state):
-    """Strips what wrappers put before keys, and drops dead layers.
+    """Strips wrappers' prefixes from the keys, and drops `DEAD` layers.
 
-    DataParallel puts `module.`, torch.compile `_orig_mod.` and Lightning
-    `model.`; see `DEAD`.
-
-    Raises:
-        WeightsError: two keys are the same without these.
+    DataParallel adds `module.`, torch.compile `_orig_mod.` and Lightning
+    `model.`.  Raises WeightsError if two keys are the same without these.
     """
     plain = {}
     for key, value in state.items():
-        name = WRAPPED.sub('', key)
+        name = WRAPPERS.sub('', key)
         if name in plain:
             raise WeightsError(f'there are two tensors {name}')
         plain[name] = value
@@ -28,16 +25,8 @@ def plain_keys(state):
             if not key.startswith(DEAD)}
 
 
-def require_key(state, key, title):
-    """Raises WeightsError unless `key`, a mark of the network, is there."""
-    if key not in state:
-        found = next(iter(state), 'nothing')
-        raise WeightsError(f'these are not weights of {title}: there is no '
-                           f'{key}; the first key is {found}')
-
-
 def load_exactly(model, state, may_miss=()):
-    """Loads a state dict and accepts no surprise.
+    """Loads a state dict whose keys and shapes are the network's.
 
     `num_batches_tracked`, a counter that old releases of PyTorch did not
     write, may always be missing.

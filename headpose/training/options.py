@@ -1,11 +1,9 @@
-"""The command lines of training, test and generator.
+"""The command lines of training, test, generator and export.
 
-Nothing here imports PyTorch, which takes seconds.  A script parses its
-options once before its slow imports, so that --help and a mistyped option
-are answered at once, and once more in its main.
+Nothing here imports PyTorch, which takes seconds: a script parses its options
+before its slow imports, so that --help and mistakes are answered at once.
 """
 import argparse
-import inspect
 import math
 import os
 
@@ -21,8 +19,8 @@ BACKBONES = ('shufflenet', 'mobilenet_v2', 'mobilenet_v3_large',
 DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
             '300W_LP': '300W_LP', '300W-LP': '300W_LP',
             'Pose_300W_LP': '300W_LP', 'BIWI': 'BIWI'}
-# What follows from the options and the machine.
-DERIVED = {'device', 'rank', 'world'}
+# torchrun sets all of these; one alone is left over from another program.
+TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR')
 LABELS = {'metavar': 'FILE.csv', 'help': "a table of your own images, boxes "
           'and angles instead of .mat files; see headpose/readers/table.py'}
 
@@ -47,10 +45,16 @@ def cores():
     return os.cpu_count() or 1
 
 
+def torchrun_value(name, default):
+    """Returns a number that torchrun set for this process, or the default."""
+    if all(key in os.environ for key in TORCHRUN):
+        return int(os.environ.get(name, default))
+    return default
+
+
 def loaders_default():
     """Returns how many processes should load images for this one."""
-    processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    return max(1, min(8, cores() // processes))
+    return max(1, min(8, cores() // torchrun_value('LOCAL_WORLD_SIZE', 1)))
 
 
 def checkpoint_path(text):
@@ -241,8 +245,6 @@ def add_cost_options(group):
         help='torch.compile: minutes at the start, then faster steps')
     add('--accumulate', type=number(int, 1), default=1, metavar='N',
         help='compute each batch in N parts, one after the other')
-    add('--checkpoint_activations', action='store_true',
-        help="compute each block twice to keep less in memory")
 
 
 def evaluation_parser(description, snapshot):
@@ -287,10 +289,10 @@ def parse_training(description, network, argv=None):
         argv: list of strings, or None for the command line.
 
     Returns:
-        The options; see `with_processes`.
+        The options; `image_size` is that of validation.
     """
     parser = training_parser(description, network)
-    options = with_processes(parser, parser.parse_args(argv))
+    options = checked(parser, parser.parse_args(argv))
     backbone = getattr(options, 'backbone', network)
     if backbone != network and (options.as_published or options.width != 1):
         parser.error('argument --backbone: --as_published and --width are of '
@@ -309,82 +311,28 @@ def parse_training(description, network, argv=None):
 def parse_evaluation(description, network, argv=None):
     """Parses the command line of a testing script; see `parse_training`."""
     parser = evaluation_parser(description, CHECKPOINTS[network])
-    options = with_processes(parser, parser.parse_args(argv))
+    options = checked(parser, parser.parse_args(argv))
     if options.protocol != 'ours' and options.dataset != 'BIWI':
         parser.error('argument --protocol: is for --dataset BIWI')
     return options
 
 
-def with_processes(parser, options):
-    """Completes and checks the options of training or testing.
-
-    Returns:
-        The options, with `rank` and `world`: of this process among those
-        that torchrun started, and their number.
-    """
+def checked(parser, options):
+    """Completes and checks the options of training or testing."""
     if options.dataset not in DATASETS:
         parser.error(f'argument --dataset: {options.dataset!r} is none of '
                      + ', '.join(DATASETS))
     check_boxes(parser, options)
-    if options.filename_list is None and not options.labels:
-        options.filename_list = os.path.join(options.data_dir,
-                                             'filename_list.txt')
-    options.rank = int(os.environ.get('RANK', 0))
-    options.world = int(os.environ.get('WORLD_SIZE', 1))
-    if options.batch_size < options.world:
+    name_list(options)
+    processes = torchrun_value('WORLD_SIZE', 1)
+    if options.batch_size < processes:
         parser.error(f'--batch_size {options.batch_size} is less than the '
-                     f'{options.world} processes that share a batch')
+                     f'{processes} processes that share a batch')
     return options
 
 
-def recorded(options):
-    """Returns the options as a plain dict, without what follows from them."""
-    return {name: value for name, value in vars(options).items()
-            if name not in DERIVED}
-
-
-def arguments(function, options):
-    """Returns those options that a function has parameters for, as a dict.
-
-    The scripts hand values to functions that know no command line:
-    `fit(..., **arguments(fit, options))`.
-    """
-    return {name: getattr(options, name)
-            for name in inspect.signature(function).parameters
-            if name in options}
-
-
-def parse_export(description, argv=None):
-    """Parses export.py's command line; returns the options."""
-    parser = plain_parser(description)
-    add = parser.add_argument
-    add('path', metavar='FILE', help='.onnx or .pt2 file to write')
-    add('--snapshot', default=SHIPPED, metavar='FILE',
-        help='checkpoint of either network, or a bare state dict; default: '
-        + SHIPPED)
-    add('--raw', action='store_true',
-        help='take uint8 RGB pixels (N, H, W, 3); normalisation inside')
-    precision = parser.add_mutually_exclusive_group()
-    for name, what in (('int8', 'smaller and faster: 8-bit convolutions, '
-                        'their ranges measured on training crops'),
-                       ('fp16', 'half the size: 16-bit floats')):
-        precision.add_argument(
-            f'--{name}', dest='precision', action='store_const', const=name,
-            default='float32', help=f'.onnx: {what}')
-    add('--data_dir', default='./data/300W_LP/', metavar='DIR',
-        help="--int8: the training crops' data set; default: "
-        './data/300W_LP/')
-    add('--filename_list', metavar='FILE',
-        help='--int8: default: filename_list.txt in the data folder; with '
-        '--labels, all rows')
-    add('--labels', **LABELS)
-    add('--dataset', choices=list(DATASETS), default='300W_LP',
-        help='--int8: BIWI for its poses, with boxes by --labels')
-    options = parser.parse_args(argv)
-    check_boxes(parser, options)
-    if options.precision != 'float32' and options.path.endswith('.pt2'):
-        parser.error(f'argument --{options.precision}: is for .onnx files')
+def name_list(options):
+    """Names the data folder's list, unless a table lists the images."""
     if options.filename_list is None and not options.labels:
         options.filename_list = os.path.join(options.data_dir,
                                              'filename_list.txt')
-    return options

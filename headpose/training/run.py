@@ -1,292 +1,330 @@
-"""A training run between two epochs: its start, its files, its way on."""
+"""A training run: its processes, what makes it one, its files, its report."""
 import contextlib
 import gc
+import hashlib
 import json
-import math
 import os
+import platform
+import subprocess
 import time
-from typing import NamedTuple
 
+import filelock
 import numpy as np
 import pandas as pd
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import torchvision
+from matplotlib.figure import Figure
+from torch import distributed
 
-from headpose.errors import Interrupted, RunError, WeightsError
-from headpose.files import atomic
+from headpose.errors import Interrupted, RunError, WeightsError, explain
+from headpose.files import atomic, os_reason, printable
 from headpose.geometry.pose import AXES, angles_text
-from headpose.networks.weights import load_exactly
-from headpose.training.checkpoint import (check_resumable, load_pretrained,
-                                          read_checkpoint, save_checkpoint)
-from headpose.training.history import (changes_text, plot_curves, provenance,
-                                       refuse_differences)
+from headpose.training.checkpoint import (load_last, load_pretrained, on_cpu,
+                                          read_last, save_checkpoint)
 from headpose.training.options import sibling
-from headpose.training.processes import (command_line, locked, lost_process,
-                                         process_rank)
 
-RISE = 0.1            # share of a cycle in which the rates rise
-START = 1 / 25        # of its own rate, where a group's starts
-END = START / 10_000  # and where it ends
+# Options that make a run: with another value it is another run.  Options not
+# named here, and those that a checkpoint is too old to know, may differ.
+RUN_OPTIONS = {
+    'attention', 'backbone', 'width', 'pretrained', 'batch_norms', 'landmarks',
+    'split', 'split_seed', 'seed', 'batch_size', 'lr', 'lr_steps', 'one_cycle',
+    'head_factor', 'weight_decay', 'ema', 'alpha', 'as_published', 'augment',
+    'image_sizes', 'rotate', 'box_jitter', 'color_jitter', 'low_resolution',
+    'light', 'occlude', 'weak_end'}
+# Not even --override can change these: they made the network, its weights, or
+# the optimizer's groups, which a checkpoint goes on with.
+FIXED_OPTIONS = {'attention', 'backbone', 'width', 'pretrained',
+                 'batch_norms', 'head_factor', 'as_published'}
 
 
-class Schedule(NamedTuple):
-    """The learning rates over a run, a function of its progress alone.
+# --------------------------------------------------------------- processes
 
-    In a cycle (Smith and Topin 2019) the rates rise along a cosine for a
-    tenth of the run, and fall along one to nearly 0.
+def process_rank():
+    """Returns the number of this process among those of a run."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
-    Attributes:
-        num_epochs: of the run.
-        lr: base learning rate.
-        lr_steps: epochs after which the rates fall to a tenth.
-        one_cycle: one cycle instead of these.
+
+def world_size():
+    """Returns the number of a run's processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def gather(value):
+    """Returns the values of all processes, in the order of their ranks."""
+    values = [value]
+    if world_size() > 1:
+        values = [None] * world_size()
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def warn_if_busy(device):
+    """Says that other programs slow training on the CPU down.
+
+    PyTorch's threads wait for each other by spinning, so that one without a
+    core of its own holds up all.  On two cores beside one busy program, two
+    threads trained ShuffleNetV2 at 40 images/s, one at 155.
     """
-    num_epochs: int
-    lr: float
-    lr_steps: tuple = ()
-    one_cycle: bool = False
-
-    def factor(self, progress):
-        """Returns the rates' common factor after so many epochs, a float."""
-        if not self.one_cycle:
-            return 0.1 ** sum(progress >= step for step in self.lr_steps)
-        share = progress / self.num_epochs
-        if share < RISE:
-            return cosine(START, 1.0, share / RISE)
-        return cosine(1.0, END, (share - RISE) / (1 - RISE))
-
-    def set_rates(self, optimizer, progress):
-        """Sets the rates of an optimizer's groups after so many epochs."""
-        for group in optimizer.param_groups:
-            group.setdefault('initial_lr', group['lr'])
-            group['lr'] = group['initial_lr'] * self.factor(progress)
+    if (device == 'cpu' and torch.get_num_threads() > 1
+            and not os.environ.get('OMP_NUM_THREADS')
+            and hasattr(os, 'getloadavg')  # Windows has none
+            and os.getloadavg()[0] > os.cpu_count() / 2):
+        print('This machine is busy: OMP_NUM_THREADS=1 before the command '
+              'may be several times as fast')
 
 
-def cosine(start, end, share):
-    """Returns a value on the way from `start` to `end`, along a cosine."""
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+# ------------------------------------------------- the same run, or another
 
-
-def weight_average(model, decay):
-    """Returns an exponential moving average of a network's state.
-
-    Batch norms' statistics are averaged as the weights are.  The decay grows
-    from little to its own value, so that an early average does not consist of
-    initial weights.
+def refuse_differences(path, before, now, override=False):
+    """Raises RunError if what makes a run is not what it was.
 
     Args:
-        model: the network that is trained.
-        decay: share of the average that a step keeps, below 1.
-    """
-    def update(averaged, current, count):
-        early = (1 + int(count)) / (10 + int(count))
-        get_ema_multi_avg_fn(min(decay, early))(averaged, current, count)
-
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-
-
-def initial_weights(model, pretrained='imagenet', resume=None, output=None,
-                    record=None, override=False, batch_norms='frozen'):
-    """Loads what a run starts from: pretrained weights, or a checkpoint.
-
-    Args:
-        model: a fresh `hopenet.PoseNetwork`.
-        pretrained, batch_norms: see `checkpoint.load_pretrained`.
-        resume: a `*_last.pkl` to go on from, or None.
-        output: the best checkpoint, named where `resume` is damaged.
-        record: the options of this run, a plain dict.
-        override: resume although options differ.
+        path: of the checkpoint, for the message.
+        before, now: plain dicts of options, or of hashes of the data.
+        override: let pass what can change.
 
     Returns:
-        The content of the checkpoint `resume`, its path, and what differs
-        (see `history.refuse_differences`); else None.
-
-    Raises:
-        WeightsError: a file is missing or does not fit.
-        RunError: options differ from those of the run to be resumed.
+        What differs: a dict of names to pairs, what it was and is.
     """
-    if not resume:
-        load_pretrained(model, pretrained, batch_norms)
+    names = RUN_OPTIONS | {'list', 'labels', 'table', 'split'}
+    if now.get('one_cycle') or now.get('weak_end') or len(
+            now.get('image_sizes', [])) > 1:
+        names.add('num_epochs')  # it shapes every epoch of the run
+    changed = {name: [before[name], now[name]] for name
+               in sorted(names & before.keys() & now.keys())
+               if before[name] != now[name]}
+    if changed and not override:
+        raise RunError(f'{path}: is of another run: {changes_text(changed)}; '
+                       '--override resumes all the same')
+    fixed = {name: pair for name, pair in changed.items()
+             if name in FIXED_OPTIONS}
+    if fixed:
+        raise RunError(f'{path}: --override cannot change '
+                       f'{changes_text(fixed)}')
+    return changed
+
+
+def changes_text(changed):
+    """Names what `refuse_differences` found, as one line's part."""
+    return printable(', '.join(f'{name} (was {was}, is {now})'
+                               for name, (was, now) in changed.items()))
+
+
+def provenance(options, loaders, device):
+    """Returns where a result comes from, as plain types."""
+    def digest(text):
+        return hashlib.sha256(
+            text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]
+
+    annotations = loaders[0].dataset.annotations
+    training, validation = (loader.batch_sampler.indices.tolist()
+                            for loader in loaders)
+    return {
+        'options': options,
+        'processes': world_size(),
+        'commit': commit(),
+        'versions': {'python': platform.python_version(),
+                     'torch': str(torch.__version__),
+                     'torchvision': str(torchvision.__version__)},
+        'device': (torch.cuda.get_device_name() if device != 'cpu' else
+                   f'CPU {platform.machine()}, {torch.get_num_threads()} '
+                   'threads'),
+        'images': {'training': len(training), 'validation': len(validation)},
+        'data': {'list': digest('\n'.join(annotations.names)),
+                 'labels': digest(annotations.angles.tobytes().hex()
+                                  + annotations.boxes.tobytes().hex()),
+                 'table': annotations.table,
+                 'split': digest(f'{training} {validation}')},
+        'started': time.strftime('%Y-%m-%d %H:%M:%S %z')}
+
+
+def commit():
+    """Returns the code's commit, marked if changed, or None without git."""
+    command = ['git', 'describe', '--always', '--abbrev=40', '--dirty']
+    try:
+        done = subprocess.run(
+            command, cwd=os.path.dirname(os.path.abspath(__file__)),
+            text=True, capture_output=True, check=False)
+    except OSError:
         return None
-    try:
-        resumed = read_checkpoint(resume)
-    except WeightsError as error:
-        raise WeightsError(
-            f'{error}. The weights of the best epoch are in {output}'
-            if output and os.path.exists(output) else str(error)) from None
-    try:
-        check_resumable(resumed, model)
-        changed = refuse_differences(resume, resumed['options'],
-                                     record or {}, override)
-        load_exactly(model, resumed['trained'] or resumed['model'])
-    except WeightsError as error:
-        raise WeightsError(f'{resume}: {error}') from None
-    model.pretrained_norms = resumed['pretrained_norms']
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in resumed['frozen'])
-    return {**resumed, 'path': resume, 'changed': changed}
+    return done.stdout.strip() or None
 
 
 # ---------------------------------------------------------- the run's files
 
-@contextlib.contextmanager
-def claimed(output, resumed=None, overwrite=False):
-    """Holds an output for one run, and refuses to replace another run's.
+class Run:
+    """A run's log, origin and files; all but the network in training.
+
+    Beside `output`, the best checkpoint by validation MAE, stand `*_last.pkl`,
+    from which a run resumes, `*_log.csv` and `*_curves.png`.
 
     Args:
         output: path of the best checkpoint.
-        resumed: what `initial_weights` returned.
-        overwrite: replace what is there.
+        options: plain dict, kept in the checkpoints.
+        resume: a `*_last.pkl` to go on from, or None.
+        override: resume although options or data differ.
+        overwrite: replace another run's checkpoints at `output`.
 
     Raises:
-        RunError: another run holds it, or its checkpoints are there, or
-            nothing can be written; before hours of training.
-    """
-    if process_rank() > 0:  # process 0 writes
-        yield
-        return
-    with locked(str(output)):
-        if not overwrite and not is_own(output, resumed):
-            refuse_earlier(output)
-        if os.path.isdir(output):
-            raise RunError(f'{output}: cannot be written (it is a folder)')
-        probe = sibling(output, '_probe')
-        with atomic(probe) as path:
-            open(path, 'wb').close()
-        os.remove(probe)
-        yield
-
-
-def is_own(output, resumed):
-    """Says whether a run goes on from the last checkpoint of its output."""
-    last = sibling(output, '_last.pkl')
-    return bool(resumed and os.path.exists(last)
-                and os.path.samefile(resumed['path'], last))
-
-
-def refuse_earlier(output):
-    """Raises RunError if the output has a checkpoint already."""
-    last = sibling(output, '_last.pkl')
-    for path in (output, last):
-        if os.path.lexists(path):
-            on = '--resume goes on with it, ' if os.path.exists(last) else ''
-            raise RunError(f'{path}: is of another run; {on}--overwrite '
-                           'replaces it, another --output leaves it alone')
-
-
-class Run:
-    """A training run between two epochs: all that its future depends on.
-
-    Args: see `fit`.
+        WeightsError: `resume` is missing, damaged or no such checkpoint.
+        RunError: options differ from those of the run to be resumed.
     """
 
-    def __init__(self, model, loaders, optimizer, output, device, amp, record,
-                 average=None):
-        self.model = model
-        self.optimizer = optimizer
-        self.average = average
-        self.scaler = torch.amp.GradScaler(enabled=amp == 'fp16')
-        self.output = output
-        self.device = device
-        self.record = record
-        self.rows = []
-        self.provenance = provenance(record, loaders, device)
-        self.seconds = 0.0
-        self.clock = time.monotonic()
-        self.note = ''
-        self.best_path = None  # of the best epoch's checkpoint
-        self.saved = False     # this output has a checkpoint to go on from
-        self.from_file = False  # it goes on from another output's
+    def __init__(self, output, options=None, resume=None, override=False,
+                 overwrite=False):
+        self.output = str(output)
+        self.last = sibling(output, '_last.pkl')
+        self.options = options or {}
+        self.resume = resume
+        self.override = override
+        self.overwrite = overwrite
+        self.rows = []         # of the log
+        self.note = ''         # for the next of them
+        self.best_path = None  # the best epoch's checkpoint
+        self.saved = False     # the output has a checkpoint to go on from
+        self.checkpoint = self.changed = None
+        if resume:
+            self.checkpoint = read_last(resume, self.output)
+            self.changed = refuse_differences(
+                resume, self.checkpoint['options'], self.options, override)
 
-    def resume(self, checkpoint, num_epochs, override=False):
-        """Takes up a run where a checkpoint left it.
+    def load_weights(self, model, pretrained='imagenet',
+                     batch_norms='frozen'):
+        """Loads what the run starts from: its checkpoint, or these weights.
+
+        Args:
+            model: a fresh `hopenet.PoseNetwork`.
+            pretrained, batch_norms: see `checkpoint.load_pretrained`.
+
+        Raises:
+            WeightsError: a file is missing or does not fit.
+        """
+        if self.checkpoint:
+            load_last(model, self.checkpoint, self.resume)
+        else:
+            load_pretrained(model, pretrained, batch_norms)
+
+    @contextlib.contextmanager
+    def lock_output(self):
+        """Holds the output for this run, and keeps other runs' files.
+
+        Raises:
+            RunError: another run is writing it, or its checkpoints are there,
+                or nothing can be written; before hours of training.
+        """
+        if process_rank() > 0:  # process 0 writes
+            yield
+            return
+        folder, name = os.path.split(self.output)
+        # The empty file stays and means nothing by itself.
+        lock = filelock.FileLock(os.path.join(folder, f'.{name}.lock'))
+        try:
+            if os.path.isdir(self.output):
+                raise IsADirectoryError('it is a folder')
+            os.makedirs(folder or '.', exist_ok=True)
+            held = lock.acquire(timeout=0)
+        except OSError as error:
+            if isinstance(error, filelock.Timeout) and os.path.exists(
+                    lock.lock_file):
+                raise RunError(f'{self.output}: another run is writing it; '
+                               'wait, or give another --output') from None
+            raise RunError(f'{self.output}: cannot be written '
+                           f'({os_reason(error)})') from None
+        with held:
+            if not self.overwrite and not self.is_own():
+                self.refuse_earlier()
+            yield
+
+    def is_own(self):
+        """Says whether the run goes on from its output's last checkpoint."""
+        return bool(self.resume and os.path.exists(self.last)
+                    and os.path.samefile(self.resume, self.last))
+
+    def refuse_earlier(self):
+        """Raises RunError if the output has a checkpoint already."""
+        for path in (self.output, self.last):
+            if os.path.lexists(path):
+                on = ('--resume goes on with it, '
+                      if os.path.exists(self.last) else '')
+                raise RunError(f'{path}: is of another run; {on}--overwrite '
+                               'replaces it, another --output leaves it '
+                               'alone')
+
+    def start(self, trainer, loaders):
+        """Notes where the run comes from, and takes up its checkpoint.
+
+        Args: see `engine.fit`.
 
         Raises:
             RunError: the data or their split are not those of the run.
-            WeightsError: a part of the checkpoint is none.
+            WeightsError: the optimizer's state does not fit.
         """
-        path, changed = checkpoint['path'], {
-            **checkpoint['changed'], **refuse_differences(
-                checkpoint['path'], checkpoint['provenance']['data'],
-                self.provenance['data'], override)}
-        self.rows = checkpoint['log']
-        self.seconds = checkpoint['provenance']['wall_seconds']
-        self.take_over(checkpoint)
-        before = checkpoint['provenance'].get('overridden')
-        if before or changed:
-            self.provenance['overridden'] = list(before or [])
-        print(f'Resuming after epoch {len(self.rows)} of {num_epochs}')
+        self.provenance = provenance(self.options, loaders, trainer.device)
+        self.started = time.monotonic()
+        if not self.checkpoint:
+            return
+        before = self.checkpoint['provenance']
+        changed = {**self.changed, **refuse_differences(
+            self.resume, before['data'], self.provenance['data'],
+            self.override)}
+        try:
+            trainer.load_optimizer_state(self.checkpoint)
+        except WeightsError as error:
+            raise WeightsError(f'{self.resume}: {error}') from None
+        self.rows = self.checkpoint['log']
+        self.started -= before['wall_seconds']
+        print(f'Resuming after epoch {len(self.rows)} of '
+              f'{trainer.recipe.num_epochs}')
+        overridden = list(before.get('overridden', []))
         if changed:
             self.note = f'from here on: {changes_text(changed)}'
-            self.provenance['overridden'].append(
+            overridden.append(
                 {'after_epoch': len(self.rows), 'changed': changed})
             print(f'Changed {self.note}')
-        self.saved = is_own(self.output, checkpoint)
-        self.from_file = not self.saved
+        if overridden:
+            self.provenance['overridden'] = overridden
+        self.saved = self.is_own()
         best = (self.output if self.saved
-                else str(path).removesuffix('_last.pkl') + '.pkl')
-        if best != path and os.path.exists(best):
+                else str(self.resume).removesuffix('_last.pkl') + '.pkl')
+        if best != self.resume and os.path.exists(best):
             self.best_path = best
+        self.checkpoint = None  # its tensors are copied
 
-    def take_over(self, checkpoint):
-        """Restores optimizer, average and scaler; rates are the schedule's.
-
-        Args:
-            checkpoint: see `initial_weights`.
-
-        Raises:
-            WeightsError: a part of the checkpoint does not fit this run.
-        """
-        try:
-            self.optimizer.load_state_dict({
-                'state': checkpoint['optimizer']['state'],
-                'param_groups': self.optimizer.state_dict()['param_groups']})
-            if self.average:
-                load_exactly(self.average.module, checkpoint['model'])
-                self.average.n_averaged.fill_(checkpoint['averaged'])
-            if checkpoint['scaler'] and self.scaler.is_enabled():
-                self.scaler.load_state_dict(checkpoint['scaler'])
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError,
-                RuntimeError) as error:
-            raise WeightsError(
-                f'{checkpoint["path"]}: holds no state of this run '
-                f'({type(error).__name__})') from None
-
-    def validated(self):
-        """Returns the network that is validated and kept."""
-        return self.average.module if self.average else self.model
-
-    def add(self, lr, train_loss, result):
-        """Adds an epoch: notes it, writes its files and prints it.
+    def add_epoch(self, lr, train_loss, result):
+        """Adds an epoch to the log.
 
         Args:
-            lr: base learning rate that it had.
-            train_loss: what `train_epoch` returned.
+            lr: base learning rate at its start.
+            train_loss: returned by `engine.train_epoch`.
             result: the `Evaluation` on the validation images.
         """
         number = len(self.rows) + 1
         if not np.isfinite(result.loss):
             raise RunError(f'epoch {number}: the validation loss is '
                            f'{result.loss}; a lower --lr may help')
-        row = {'epoch': number, 'lr': lr, 'train_loss': float(train_loss),
-               'val_loss': result.loss,
-               **dict(zip(AXES, result.errors.mean(0).tolist())),
-               'mae': float(result.errors.mean()), 'note': self.note}
-        if self.rows and (row['train_loss'] < self.rows[-1]['train_loss']
-                          and row['val_loss'] > self.rows[-1]['val_loss']):
-            row['note'] = '; '.join(filter(None, (
-                self.note, 'validation loss rises while training loss falls'
-            )))
+        notes = [self.note] if self.note else []
+        if self.rows and (train_loss < self.rows[-1]['train_loss']
+                          and result.loss > self.rows[-1]['val_loss']):
+            notes.append('validation loss rises while training loss falls')
         self.note = ''
-        self.rows.append(row)
-        if process_rank() == 0:
-            self.write()
+        self.rows.append({
+            'epoch': number, 'lr': lr, 'train_loss': float(train_loss),
+            'val_loss': result.loss,
+            **dict(zip(AXES, result.errors.mean(0).tolist())),
+            'mae': float(result.errors.mean()), 'note': '; '.join(notes)})
+        self.provenance['wall_seconds'] = round(
+            time.monotonic() - self.started, 1)
+
+    def print_epoch(self):
+        """Prints the last epoch, once its files are written."""
         self.saved = True
-        print(f'epoch {number:3}  train loss {train_loss:9.3f}  validation '
-              f'loss {result.loss:9.3f}  {angles_text(result.errors)}'
+        row = self.rows[-1]
+        print('epoch {epoch:3}  train loss {train_loss:9.3f}  validation loss '
+              '{val_loss:9.3f}  Yaw: {yaw:.4f}, Pitch: {pitch:.4f}, Roll: '
+              '{roll:.4f}, MAE: {mae:.4f}'.format(**row)
               + (f'  ({row["note"]})' if row['note'] else ''), flush=True)
 
-    def exhausted(self, patience):
+    def is_exhausted(self, patience):
         """Says whether the patience is at its end, and why."""
         losses = [row['val_loss'] for row in self.rows]
         if not (patience and losses):
@@ -299,70 +337,120 @@ class Run:
               f'for {patience} epochs')
         return True
 
-    def write(self):
-        """Writes the checkpoints, the log and the curves of an epoch."""
-        now = time.monotonic()
-        self.seconds += now - self.clock
-        self.clock = now
-        self.provenance['wall_seconds'] = round(self.seconds, 1)
-        row = self.rows[-1]
-        checkpoint = {
-            'network': self.model.config,
-            'model': on_cpu(self.validated().state_dict()),
-            'pretrained_norms': self.model.pretrained_norms,
-            'epoch': row['epoch'], 'validation': row,
-            'options': self.record, 'provenance': self.provenance}
-        # Killed between the two writes, a resumed run repeats the epoch and
-        # writes the same best checkpoint again.
-        if row['mae'] <= min(earlier['mae'] for earlier in self.rows):
-            save_checkpoint(self.output, checkpoint)
-            self.best_path = self.output
-        save_checkpoint(sibling(self.output, '_last.pkl'), {
-            **checkpoint, 'log': self.rows,
-            'optimizer': self.optimizer.state_dict(),
-            'scaler': self.scaler.state_dict(),
-            'frozen': [name for name, parameter
-                       in self.model.named_parameters()
-                       if not parameter.requires_grad],
-            'trained': on_cpu(self.model.state_dict()) if self.average else {},
-            'averaged': int(self.average.n_averaged) if self.average else 0})
+    def is_best(self):
+        """Says whether the last epoch is the first with the least MAE."""
+        return int(self.log().mae.argmin()) == len(self.rows) - 1
+
+    def log(self):
+        """Returns a DataFrame with a row for each epoch."""
+        return pd.DataFrame(self.rows)
+
+    def content(self, trainer):
+        """Returns the content of the best checkpoint."""
+        return {
+            'network': trainer.model.config,
+            'model': on_cpu(trainer.best_model),
+            'pretrained_norms': trainer.model.pretrained_norms,
+            'epoch': self.rows[-1]['epoch'], 'validation': self.rows[-1],
+            'options': self.options, 'provenance': self.provenance}
+
+    def write_best(self, trainer):
+        """Writes the best checkpoint.
+
+        Killed before the last one is written, a resumed run repeats the epoch
+        and writes the same best checkpoint again.
+        """
+        save_checkpoint(self.output, self.content(trainer))
+        self.best_path = self.output
+
+    def write_last(self, trainer):
+        """Writes the checkpoint that a run resumes from."""
+        save_checkpoint(self.last, {**self.content(trainer),
+                                    'log': self.rows, **trainer.state_dict()})
+
+    def write_log(self):
+        """Writes the table of all epochs, below the run's provenance."""
         with atomic(sibling(self.output, '_log.csv')) as path:
             with open(path, 'w', encoding='utf-8') as file:
                 file.write(f'# {json.dumps(self.provenance)}\n')
                 self.log().to_csv(file, index=False)
+
+    def write_curves(self):
+        """Draws losses and validation errors over the epochs."""
         with atomic(sibling(self.output, '_curves.png')) as path:
             plot_curves(self.log()).savefig(path)
         # Matplotlib leaves the frames of its callers in a cycle; with it, the
         # loaders' processes would outlive the run.
         gc.collect()
 
-    def log(self):
-        """Returns a row for each epoch."""
-        return pd.DataFrame(self.rows)
-
     @contextlib.contextmanager
-    def way_on(self):
-        """Lets what ends the run from outside say how to go on."""
+    def explain_interruption(self):
+        """Adds how the run goes on to an error from outside."""
         try:
             yield
         except Interrupted as error:
-            raise Interrupted(error.number, self.next_command()) from None
+            raise Interrupted(
+                error.number, '' if process_rank() > 0  # one speaks for all
+                else f'Interrupted. {self.advice()}') from None
         except RuntimeError as error:
-            text = lost_process(error)
+            text = explain(error)
             if not text:
                 raise
-            raise RunError(f'{text}. {self.next_command()}') from None
+            raise RunError(f'{text}. {self.advice()}') from None
 
-    def next_command(self):
-        """Says in a line how this run goes on after an end from outside."""
+    def advice(self):
+        """Says in a line how the run goes on."""
         if self.saved:
-            return f'Go on with: {command_line()}'
-        if self.from_file:  # with nothing of its own yet
-            return f'Go on with: {command_line(resume=False)}'
-        return ('No epoch was finished, there is nothing to go on with; '
-                f'start again with: {command_line(resume=False)}')
+            return (f'The same command with --resume {printable(self.last)} '
+                    f'goes on after epoch {len(self.rows)}.')
+        return 'No epoch was finished; the same command starts again.'
 
 
-def on_cpu(state):
-    """Returns a state dict that machines without a GPU can load."""
-    return {name: tensor.cpu() for name, tensor in state.items()}
+# --------------------------------------------------------------- its report
+
+def published_text(model):
+    """Names what --as_published does to a network."""
+    lines = [f'learning rate x{times} where the name has "{part}" (Adam '
+             'stepped these so often a batch)'
+             for part, times in model.published_factors]
+    lines += [f'{part} is never trained'
+              for part in (*model.stem, *model.published_untrained)]
+    lines += ['all batch norms in eval mode from epoch 2 on',
+              'split by image: renderings of a photograph on both sides']
+    return '\n'.join(['As published:'] + [f'  - {line}' for line in lines])
+
+
+def plot_curves(log):
+    """Returns a figure of losses and validation errors over the epochs."""
+    figure = Figure((10, 4), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    left.plot(log.epoch, log.train_loss, label='training')
+    left.plot(log.epoch, log.val_loss, label='validation')
+    left.set(title='loss', xlabel='epoch', yscale='log')
+    for axis in (*AXES, 'mae'):
+        right.plot(log.epoch, log[axis], label=axis)
+    right.set(title='validation error', xlabel='epoch', ylabel='degrees')
+    for axes in (left, right):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def report_training(loaders, run):
+    """Prints what was trained, and the best epoch beside a constant.
+
+    Args: see `engine.fit`.
+    """
+    log, annotations = run.log(), loaders[0].dataset.annotations
+    angles = [annotations.angles[loader.batch_sampler.indices]
+              for loader in loaders]
+    constant = np.abs(angles[1] - np.median(angles[0], 0))
+    best = log.loc[log.mae.idxmin()]
+    print(f'\nTrained on {len(angles[0]):,} images of {annotations.data_dir}, '
+          f'validated on {len(angles[1]):,}.\n'
+          f'Best epoch {best.epoch:.0f}: Yaw: {best.yaw:.4f}, Pitch: '
+          f'{best.pitch:.4f}, Roll: {best.roll:.4f}, MAE: {best.mae:.4f}\n'
+          f'Always the training median: {angles_text(constant)}\n'
+          + (f'Checkpoint: {run.best_path}' if run.best_path else
+             'Checkpoint: none of this run; the best epoch is one of the run '
+             'that it goes on from, whose best checkpoint is not there'))

@@ -1,0 +1,63 @@
+"""How a network is trained: a recipe's values, and its learning rates."""
+import dataclasses
+import math
+
+RISE = 0.1            # share of a cycle in which the rates rise
+START = 1 / 25        # of its own rate, where a group's starts
+END = START / 10_000  # and where it ends
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The values of a run, under the names of the scripts' options.
+
+    The defaults are the document's, in float32.
+
+    Attributes:
+        num_epochs: of the whole run, with the epochs before a resume.
+        lr: base learning rate.
+        lr_steps: epochs after which the rates fall to a tenth.
+        one_cycle: instead, raise the rates along a cosine for a tenth of the
+            run and let them fall along one to nearly 0 (Smith and Topin 2019).
+        alpha: weight of the squared error in the loss.
+        ema: decay of the averaged weights, which are validated and kept; 0
+            for the weights themselves.
+        patience: stop after so many epochs without a lower validation loss.
+        as_published: all batch norms in eval mode after the first epoch.
+        amp: precision of the forward pass: 'off', 'bf16' or 'fp16'.
+        accumulate: compute each batch in so many parts.
+        channels_last: memory layout of the weights.
+        compile: use torch.compile.
+    """
+    num_epochs: int = 25
+    lr: float = 1e-5
+    lr_steps: tuple = (8, 18)
+    one_cycle: bool = False
+    alpha: float = 2.0
+    ema: float = 0.0
+    patience: int | None = None
+    as_published: bool = False
+    amp: str = 'off'
+    accumulate: int = 1
+    channels_last: bool = True
+    compile: bool = False
+
+    def lr_factor(self, progress):
+        """Returns the common factor of all rates after so many epochs."""
+        if not self.one_cycle:
+            return 0.1 ** sum(progress >= step for step in self.lr_steps)
+        share = progress / self.num_epochs
+        if share < RISE:
+            return cosine(START, 1.0, share / RISE)
+        return cosine(1.0, END, (share - RISE) / (1 - RISE))
+
+    def set_rates(self, optimizer, progress):
+        """Sets the rates of an optimizer's groups after so many epochs."""
+        for group in optimizer.param_groups:
+            group.setdefault('initial_lr', group['lr'])
+            group['lr'] = group['initial_lr'] * self.lr_factor(progress)
+
+
+def cosine(start, end, share):
+    """Returns a value on the way from `start` to `end`, along a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
