@@ -1,7 +1,7 @@
 """Images and labels to batches: the 9:1 split and the loaders.
 
-An image is a uint8 array (size, size, 3), RGB; it becomes a network's float
-input on the device (`hopenet.normalize`), where that costs least.
+An image is a uint8 array (size, size, 3), RGB; `model.normalize` makes it a
+network's float input on the device, where that costs least.
 """
 import collections
 import functools
@@ -19,14 +19,35 @@ from headpose.files import printable
 from headpose.geometry.augment import (Augmentation, Draws, augmented_crop,
                                        shrinkage)
 from headpose.geometry.crop import crop_problem, protocol_crop
-from headpose.readers import biwi, table
+from headpose.readers import biwi, lists, table
 from headpose.readers.images import read_image
-from headpose.readers.lists import photograph, read_annotations
-from headpose.training.options import DATASETS
 
 WEAK = 0.25  # of the augmentation is left at the end of a run
-# Of all images, in validation: beyond these 9:1 is no longer what was asked.
-LEAST_SHARE, MOST_SHARE = 0.05, 0.2
+VALIDATION_SHARE = 0.1  # of all images; with whole groups it is at least that
+LEAST_SHARE, MOST_SHARE = 0.05, 0.2  # beyond these a split is far from 9:1
+ORDER, AUGMENTATION = 0, 1  # independent streams of random numbers
+
+
+def read_annotations(data_dir, filename_list=None, landmarks='visible',
+                     labels=None, dataset=None):
+    """Returns the `lists.Annotations` of a data set.
+
+    Args:
+        data_dir: the folder that names are relative to.
+        filename_list: names; None: all of a table's.
+        landmarks: see `mat.face_box`.
+        labels: a table, see headpose/readers/table.py; None: the .mat files.
+        dataset: 'BIWI' has only boxes in its table, see
+            headpose/readers/biwi.py; other names do not matter.
+
+    Raises:
+        DataError: a file is missing, damaged or out of range.
+    """
+    if dataset == 'BIWI':
+        return biwi.read_annotations(data_dir, labels, filename_list)
+    if labels:
+        return table.read_annotations(data_dir, labels, filename_list)
+    return lists.read_annotations(data_dir, filename_list, landmarks)
 
 
 class PoseDataset:
@@ -36,29 +57,26 @@ class PoseDataset:
     index) alone: neither the order nor the number of workers matters.
 
     Args:
-        data_dir: the folder that the annotations' names are relative to.
         annotations: of all listed images; a split picks among the indices.
         size: side of the crops, pixels; or a list, one for each epoch.
-        augment: training crops; else the protocol's test crop.
+        augmentation: `Augmentation` of training crops, or a list, one for
+            each epoch; None for the test crops.
         seed: of the augmentation.
-        more: augmentation beyond HopeNet's; or a list, one for each epoch.
-        protocol: of the test crop, see `crop.protocol_crop`.
+        protocol: of the test crops, see `crop.protocol_crop`.
         textures: indices of the images that patches are cut from, see
             `augment.occluded`; None for patches of one colour.
     """
 
-    def __init__(self, data_dir, annotations, size=224, augment=False,
-                 seed=0, more=Augmentation(), protocol='ours',
-                 textures=None):
-        self.data_dir = data_dir
+    def __init__(self, annotations, size=224, augmentation=None, seed=0,
+                 protocol='ours', textures=None):
         self.annotations = annotations
+        self.data_dir = annotations.data_dir
         self.size = size
-        self.augment = augment
+        self.augmentation = augmentation
         self.seed = seed
-        self.more = more
         self.protocol = protocol
         self.textures = textures
-        self._draws = None, None  # cached: (epoch, its random numbers)
+        self._draws = None, None  # cached: (epoch, random numbers)
 
     def __len__(self):
         return len(self.annotations.names)
@@ -68,12 +86,11 @@ class PoseDataset:
         return os.path.join(self.data_dir, self.annotations.images[index])
 
     def draws(self, epoch):
-        """Returns the random numbers of an epoch, (N, fields of `Draws`)."""
+        """Returns the random numbers of an epoch: float32 (N, of `Draws`)."""
         if self._draws[0] != epoch:
-            generator = torch.Generator().manual_seed(
-                self.seed * 1_000_003 + epoch)
             self._draws = epoch, torch.rand(
-                len(self), len(Draws._fields), generator=generator).numpy()
+                len(self), len(Draws._fields), generator=seeded(
+                    AUGMENTATION, self.seed, epoch)).numpy()
         return self._draws[1]
 
     def texture(self, draw):
@@ -85,55 +102,57 @@ class PoseDataset:
         """Returns an image, its angles and its index.
 
         Args:
-            key: (epoch, index), as `Batches` yields them.
+            key: (epoch, index), as `EpochBatchSampler` yields them.
 
         Returns:
             uint8 array (size, size, 3), float32 array (3,), int.
 
         Raises:
             DataError: the image is missing or damaged, or its face box lies
-                outside it.
+                outside the image.
         """
         epoch, index = key
-        path, box = self.path(index), self.annotations.boxes[index]
-        angles = self.annotations.angles[index]
-        size, shrink = of_epoch(self.size, epoch), 1
-        if self.augment:
-            draws = Draws(*self.draws(epoch)[index])
-            more = of_epoch(self.more, epoch)
-            shrink = shrinkage(box, draws, size, more.box_jitter)
-        image = read_image(path, self.augment, shrink)
-        problem = crop_problem(box, *np.multiply(image.shape[1::-1], shrink))
-        if problem:
-            raise fault(path, problem)
-        if self.augment:
-            other = self.textures and functools.partial(self.texture,
-                                                        draws.other)
-            image, angles = augmented_crop(image, box, angles, draws, size,
-                                           more, shrink, other)
-        else:
+        box, angles = (values[index] for values in (
+            self.annotations.boxes, self.annotations.angles))
+        size = of_epoch(self.size, epoch)
+        if self.augmentation is None:
+            image = self.read(index, box)
             image = np.array(protocol_crop(Image.fromarray(image), box, size,
                                            self.protocol))
+        else:
+            augmentation = of_epoch(self.augmentation, epoch)
+            draws = Draws(*self.draws(epoch)[index])
+            shrink = shrinkage(box, draws, size, augmentation.box_jitter)
+            other = self.textures and functools.partial(self.texture,
+                                                        draws.other)
+            image, angles = augmented_crop(
+                self.read(index, box, True, shrink), box, angles, draws, size,
+                augmentation, shrink, other)
         return image, angles.astype(np.float32), index
+
+    def read(self, index, box, fast=False, shrink=1):
+        """Returns an image that its box fits; see `read_image`."""
+        image = read_image(self.path(index), fast, shrink)
+        problem = crop_problem(box, *np.multiply(image.shape[1::-1], shrink))
+        if problem:
+            raise fault(self.path(index), problem)
+        return image
 
 
 def of_epoch(value, epoch):
-    """Returns what of a list is for an epoch, counted from 1; or the value.
-
-    Epochs beyond its end have its last entry.
-    """
-    if isinstance(value, list):
+    """Returns a value, or the entry of a list for an epoch, from 1."""
+    if isinstance(value, list):  # a longer run goes on with the last entry
         return value[min(max(epoch, 1), len(value)) - 1]
     return value
 
 
-def permutation(count, seed):
-    """Returns 0 to count - 1 in an order of the seed alone, an array."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(count, generator=generator).numpy()
+def seeded(stream, seed, epoch):
+    """Returns the generator of a stream of random numbers in an epoch."""
+    return torch.Generator().manual_seed(
+        2 * (seed * 1_000_003 + epoch) + stream)
 
 
-class Batches:
+class EpochBatchSampler:
     """Yields lists of (epoch, index), the keys of `PoseDataset`.
 
     Several processes share each batch: its size is that of all their parts.
@@ -144,21 +163,21 @@ class Batches:
     Args:
         indices: the images to go through.
         batch_size: of all processes, at least one image each; the last batch
-            has what is left.
+            may have fewer.
         shuffle: training: a new order each epoch, of (seed, epoch) alone.
         seed: of the order.
         rank: of this process.
-        world: the number of processes.
+        world_size: the number of processes.
     """
 
     def __init__(self, indices, batch_size, shuffle=False, seed=0, rank=0,
-                 world=1):
+                 world_size=1):
         self.indices = np.asarray(indices)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
-        self.world = world
+        self.world_size = world_size
         self.epoch = 0
 
     def sizes(self):
@@ -168,9 +187,9 @@ class Batches:
     def _split(self, order):
         starts = range(0, len(order), self.batch_size)
         batches = [order[start:start + self.batch_size] for start in starts]
-        if not self.shuffle:  # processes without a part simply do nothing
+        if not self.shuffle:  # processes without a part have fewer batches
             return [batch for batch in batches if len(batch) > self.rank]
-        if len(batches) > 1 and len(batches[-1]) < self.world:
+        if len(batches) > 1 and len(batches[-1]) < self.world_size:
             batches[-2:] = [np.concatenate(batches[-2:])]
         return batches
 
@@ -180,141 +199,104 @@ class Batches:
     def __iter__(self):
         order = self.indices
         if self.shuffle:
-            order = order[permutation(len(order),
-                                      self.seed * 1_000_003 + self.epoch)]
+            order = order[torch.randperm(len(order), generator=seeded(
+                ORDER, self.seed, self.epoch)).numpy()]
         for batch in self._split(order):
             yield [(self.epoch, index)
-                   for index in batch[self.rank::self.world].tolist()]
+                   for index in batch[self.rank::self.world_size].tolist()]
 
 
-def read_data(data_dir, filename_list, landmarks='visible', labels=None,
-              dataset=None):
-    """Returns the `Annotations` of a data set, whatever holds its labels.
-
-    Args:
-        data_dir: the folder that names are relative to.
-        filename_list: names; None: all of a table's.
-        landmarks: see `mat.face_box`.
-        labels: a table, see headpose/readers/table.py; None: the .mat files.
-        dataset: one of the names in `options.DATASETS`, or None; BIWI has
-            only boxes in its table, see headpose/readers/biwi.py.
-
-    Raises:
-        DataError: something is missing, damaged or out of range.
-    """
-    if DATASETS.get(dataset) == 'BIWI':
-        return biwi.read_annotations(data_dir, labels, filename_list)
-    if labels:
-        return table.read_annotations(data_dir, labels, filename_list)
-    return read_annotations(data_dir, filename_list, landmarks)
-
-
-def split_keys(names, by='photo', groups=None):
-    """Returns what each image's side of a split goes by, a list.
+def split_keys(annotations, by='photo'):
+    """Returns each image's key, which a split keeps together, and their kind.
 
     Args:
-        names: of all images.
-        by: 'photo' or 'image', see `split_names`.
-        groups: of all images, or None: their photographs.
+        annotations: of all images.
+        by: 'photo' keeps all renderings of a photograph on one side, or all
+            images of a group; 'image' is the document's literal split, in
+            which nearly every validation image has a sibling in training.
     """
     if by == 'image':
-        return list(range(len(names)))
-    return groups or list(map(photograph, names))
+        return annotations.names, 'images'
+    if annotations.groups:
+        return annotations.groups, 'groups'
+    return list(map(lists.photograph, annotations.names)), 'photographs'
 
 
-def split_names(names, by='photo', seed=0, share=0.1, groups=None):
+def split_indices(keys, seed=0):
     """Divides the images into training and validation, 9:1.
 
     Args:
-        names: of all images.
-        by: 'photo' keeps all renderings of a photograph on one side; 'image'
-            is the document's literal split, in which nearly every validation
-            image has a sibling in training.
+        keys: of all images, see `split_keys`.
         seed: of the split's own generator.
-        share: of the validation images; with 'photo' at least that.
-        groups: of all images, what 'photo' keeps together instead.
 
     Returns:
         Two sorted lists of indices: training, validation.
 
     Raises:
-        DataError: there are not two groups to divide.
+        DataError: there are no two keys.
     """
-    members = {}
-    for index, key in enumerate(split_keys(names, by, groups)):
+    members, validation = {}, []
+    for index, key in enumerate(keys):
         members.setdefault(key, []).append(index)
     if len(members) < 2:
-        raise DataError(
-            'the split needs at least 2 images' if by == 'image' else
-            f'the split needs at least 2 groups, and all images are of '
-            f'{printable(groups[0])} (--split image divides these)' if groups
-            else 'the split needs at least 2 photographs, and the list has '
-            f'only renderings of {photograph(names[0])} (--split image '
-            'divides these)')
+        raise DataError('the split needs 2 photographs or groups, and all '
+                        f'images are of {printable(keys[0])} (--split image '
+                        'divides these)')
     members = list(members.values())
-    validation, order = [], permutation(len(members), seed)
-    for position in order[:-1]:  # one group at least is left to train on
-        if len(validation) >= share * len(names):
+    order = torch.randperm(
+        len(members), generator=torch.Generator().manual_seed(seed))
+    for position in order[:-1].tolist():  # leaves one key to train on
+        if len(validation) >= VALIDATION_SHARE * len(keys):
             break
         validation += members[position]
-    training = sorted(set(range(len(names))) - set(validation))
-    return training, sorted(validation)
+    return sorted(set(range(len(keys))) - set(validation)), sorted(validation)
 
 
-def check_split(names, training, validation, by='photo', groups=None):
-    """Says how many images, and photographs, are on either side of a split.
+def print_split(keys, kind, training, validation):
+    """Prints the numbers on each side of a split, and if it is far from 9:1.
 
     Args:
-        names: of all images.
-        training, validation: see `split_names`, as are `by`, `groups`.
-
-    Raises:
-        DataError: a split by photograph is far from 9:1.
+        keys, kind: see `split_keys`.
+        training, validation: lists of indices.
     """
-    keys = split_keys(names, by, groups)
-    what = 'groups' if groups else 'photographs'
     counts = [f'{len(indices):,} images' + (
-        '' if by == 'image' else ' of '
-        f'{len({keys[index] for index in indices}):,} {what}')
+        '' if kind == 'images' else
+        f' of {len({keys[index] for index in indices}):,} {kind}')
         for indices in (training, validation)]
-    text = f'{counts[0]} to train on, {counts[1]} to validate on'
-    share = len(validation) / len(names)
-    if by == 'photo' and not LEAST_SHARE <= share <= MOST_SHARE:
-        largest, count = collections.Counter(keys).most_common(1)[0]
-        raise DataError(
-            f'the split by group is not 9:1: {text}. The largest group is '
-            f'{printable(largest)}, with {count:,}; --split_seed draws '
-            'others, --split image pays no heed to groups' if groups else
-            f'the split by photograph is not 9:1: {text}. Names that differ '
-            'in the number at their end are taken for renderings of one '
-            f'photograph, {printable(largest)} for {count:,} of them; if they '
-            'are not, --split image')
-    print(text)
+    print(f'{counts[0]} to train on, {counts[1]} to validate on')
+    if kind != 'images' and not (LEAST_SHARE <= len(validation) / len(keys)
+                                 <= MOST_SHARE):
+        (largest, count), = collections.Counter(keys).most_common(1)
+        print(f'This split is not 9:1: the largest of the {kind} is '
+              f'{printable(largest)}, with {count:,} images; --split image '
+              'divides them' + (
+                  '. Names that differ in the number at their end are taken '
+                  'for one photograph' if kind == 'photographs' else ''))
 
 
-def make_loader(dataset, batches, workers=0, device='cpu'):
+def make_loader(dataset, batch_sampler, num_workers=0, device='cpu'):
     """Returns a DataLoader of `collate`'s batches.
 
     Args:
         dataset: a `PoseDataset`.
-        batches: `Batches` of its indices.
-        workers: processes that load images.
+        batch_sampler: an `EpochBatchSampler` of its indices.
+        num_workers: processes that load images.
         device: that the batches will go to; for a GPU their memory is pinned.
     """
     # The workers are the parallelism.  OpenCV's own threads must end before
     # the workers are forked: in a copy of the process, ending them hangs.
     cv2.setNumThreads(1)
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers,
-                      pin_memory=device != 'cpu',
-                      persistent_workers=workers > 0,
+    return DataLoader(dataset, batch_sampler=batch_sampler,
+                      num_workers=num_workers, pin_memory=device != 'cpu',
+                      persistent_workers=num_workers > 0,
                       worker_init_fn=start_worker, collate_fn=collate)
 
 
 def collate(items):
     """Makes a batch of `PoseDataset`'s items.
 
-    From a worker the images come in shared memory.  The rest is so small that
-    it comes faster in the message itself, hence as arrays.
+    Images come from a worker in shared memory.  Angles and indices are so
+    small that a message is faster, hence arrays.
 
     Returns:
         uint8 tensor (N, 3, size, size), in memory channels last, as the
@@ -330,69 +312,59 @@ def start_worker(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def training_loaders(data_dir, filename_list, batch_size=32,
-                     image_size=224, landmarks='visible', augment=True,
-                     more=Augmentation(), split='photo', split_seed=0,
-                     seed=0, workers=0, device='cpu', rank=0, world=1,
-                     labels=None, dataset=None, num_epochs=1,
-                     image_sizes=None, weak_end=0.0):
+def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
+                     num_epochs=1, augmentation=Augmentation(), weak_end=0.0,
+                     split='photo', split_seed=0, seed=0, num_workers=0,
+                     device='cpu', rank=0, world_size=1):
     """Returns the shuffled training and the fixed validation loader.
 
     Args:
-        data_dir, filename_list, landmarks, labels, dataset: see
-            `read_data`.
+        annotations: see `read_annotations`.
         batch_size: of all processes together.
-        image_size: side of the crops, pixels.
-        augment: False trains on the test protocol's fixed crops.
-        more: augmentation beyond HopeNet's.
-        split, split_seed: see `split_names`.
+        image_sizes: sides of the training crops, pixels: each has an equal
+            part of the epochs; the last is that of the validation crops.
+        num_epochs: of the run.
+        augmentation: beyond HopeNet's; None trains on the test crops.
+        weak_end: share of the run, its last, with a quarter of it.
+        split: 'photo' or 'image', see `split_keys`.
+        split_seed: of the split.
         seed: of the order and of the augmentation.
-        workers: processes that load images.
-        device: that the batches will go to.
-        rank, world: of this process, and the number of processes.
-        num_epochs: of the run, which these share out:
-        image_sizes: sides of the training crops, one after the other, in
-            equal parts of the run; None for `image_size` throughout.
-        weak_end: the last share of the run, whose training crops have a
-            quarter of `more`.
+        num_workers, device: see `make_loader`.
+        rank, world_size: of this process, and the number of processes.
 
     Raises:
-        DataError: see `read_data`, `split_names` and `check_split`; or there
-            are fewer training images than processes.
+        DataError: see `split_indices`; or there are fewer training images
+            than processes.
     """
-    annotations = read_data(data_dir, filename_list, landmarks, labels,
-                            dataset)
-    names, groups = annotations.names, annotations.groups
-    training, validation = split_names(names, split, split_seed,
-                                       groups=groups)
-    check_split(names, training, validation, split, groups)
-    if len(training) < world:
-        raise DataError(f'{filename_list or labels}: {len(training)} training '
-                        f'images are too few for {world} processes')
-    sizes = image_sizes or [image_size]
-    train_set = PoseDataset(
-        data_dir, annotations,
-        [sizes[epoch * len(sizes) // num_epochs]
-         for epoch in range(num_epochs)], augment, seed,
-        [more.weakened(WEAK) if epoch >= num_epochs * (1 - weak_end) else more
-         for epoch in range(num_epochs)], textures=training)
-    val_set = PoseDataset(data_dir, annotations, image_size)
+    keys, kind = split_keys(annotations, split)
+    training, validation = split_indices(keys, split_seed)
+    print_split(keys, kind, training, validation)
+    if len(training) < world_size:
+        raise DataError(f'{annotations.data_dir}: {len(training)} training '
+                        f'images are too few for {world_size} processes')
+    sizes = [image_sizes[epoch * len(image_sizes) // num_epochs]
+             for epoch in range(num_epochs)]
+    by_epoch = augmentation and [
+        augmentation.weakened(WEAK) if epoch >= num_epochs * (1 - weak_end)
+        else augmentation for epoch in range(num_epochs)]
     return tuple(
-        make_loader(dataset, Batches(indices, batch_size, shuffle, seed,
-                                     rank, world), workers, device)
+        make_loader(dataset, EpochBatchSampler(
+            indices, batch_size, shuffle, seed, rank, world_size),
+            num_workers, device)
         for dataset, indices, shuffle in (
-            (train_set, training, True), (val_set, validation, False)))
+            (PoseDataset(annotations, sizes, by_epoch, seed,
+                         textures=training), training, True),
+            (PoseDataset(annotations, image_sizes[-1]), validation, False)))
 
 
-def evaluation_loader(data_dir, filename_list, batch_size=32, image_size=224,
-                      landmarks='visible', workers=0, device='cpu', rank=0,
-                      world=1, labels=None, dataset=None, protocol='ours'):
-    """Returns the loader of all listed images, in the list's order.
+def evaluation_loader(annotations, *, batch_size=32, image_size=224,
+                      protocol='ours', num_workers=0, device='cpu', rank=0,
+                      world_size=1):
+    """Returns the loader of all images, in the list's order.
 
-    Args and errors: as in `training_loaders`; `protocol` as in `PoseDataset`.
+    Args: see `training_loaders` and `PoseDataset`.
     """
-    annotations = read_data(data_dir, filename_list, landmarks, labels,
-                            dataset)
-    items = PoseDataset(data_dir, annotations, image_size, protocol=protocol)
-    batches = Batches(range(len(items)), batch_size, rank=rank, world=world)
-    return make_loader(items, batches, workers, device)
+    items = PoseDataset(annotations, image_size, protocol=protocol)
+    sampler = EpochBatchSampler(range(len(items)), batch_size, rank=rank,
+                                world_size=world_size)
+    return make_loader(items, sampler, num_workers, device)

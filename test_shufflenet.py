@@ -16,7 +16,7 @@ def main(argv=None):
     options = parse_evaluation(__doc__, 'shufflenet', argv)
 
     # Slow to import: --help and mistakes do not wait for PyTorch.
-    from datasets import evaluation_loader
+    from datasets import evaluation_loader, read_annotations
     from headpose.evaluation.report import present
     from headpose.networks.fusion import for_inference
     from headpose.training.checkpoint import crop_size, load_network
@@ -29,11 +29,11 @@ def main(argv=None):
     model, checkpoint = load_network(options.snapshot, rebuild)
     image_size = crop_size(options.snapshot, checkpoint, options.image_size)
     loader = evaluation_loader(
-        options.data_dir, options.filename_list, labels=options.labels,
-        dataset=options.dataset, landmarks=options.landmarks,
+        read_annotations(options.data_dir, options.filename_list,
+                         options.landmarks, options.labels, options.dataset),
         batch_size=options.batch_size, image_size=image_size,
-        protocol=options.protocol, workers=options.workers, device=device,
-        rank=process_rank(), world=world_size())
+        protocol=options.protocol, num_workers=options.workers,
+        device=device, rank=process_rank(), world_size=world_size())
     result = evaluate(for_inference(model.to(device)), loader,
                       flip=options.flip)
     if process_rank() == 0:

@@ -18,7 +18,7 @@ def main(argv=None):
     # Slow to import: --help and mistakes do not wait for PyTorch.
     from torch.optim import AdamW
 
-    from datasets import training_loaders
+    from datasets import read_annotations, training_loaders
     from headpose.geometry.augment import Augmentation
     from headpose.training.engine import Trainer, fit
     from headpose.training.recipe import Recipe
@@ -28,21 +28,20 @@ def main(argv=None):
 
     device = init_process(options.gpu, options.seed, options.deterministic)
     options.amp = choose_precision(options.amp, device, 'attnet')
-    augmentation = Augmentation(
+    augmentation = options.augment and Augmentation(
         rotate=options.rotate, box_jitter=options.box_jitter,
         color_jitter=options.color_jitter,
         low_resolution=options.low_resolution, light=options.light,
         occlude=options.occlude)
     loaders = training_loaders(
-        options.data_dir, options.filename_list, labels=options.labels,
-        dataset=options.dataset, landmarks=options.landmarks,
-        batch_size=options.batch_size, image_size=options.image_sizes[-1],
-        image_sizes=options.image_sizes, num_epochs=options.num_epochs,
-        more=augmentation, augment=options.augment,
+        read_annotations(options.data_dir, options.filename_list,
+                         options.landmarks, options.labels, options.dataset),
+        batch_size=options.batch_size, image_sizes=options.image_sizes,
+        num_epochs=options.num_epochs, augmentation=augmentation or None,
         weak_end=options.weak_end, split=options.split,
         split_seed=options.split_seed, seed=options.seed,
-        workers=options.workers, device=device, rank=process_rank(),
-        world=world_size())
+        num_workers=options.workers, device=device, rank=process_rank(),
+        world_size=world_size())
     run = Run(options.output, vars(options), options.resume,
               override=options.override, overwrite=options.overwrite)
     model = AttNet(options.attention)

@@ -193,10 +193,10 @@ def test_a_folder_without_frames_is_refused(sample, tmp_path, rendered):
 
 
 def test_boxes_are_asked_for(capsys):
-    for parse in (options.parse_filenames, lambda text, argv:
-                  options.parse_evaluation(text, 'attnet', argv)):
+    for parse in (filename_generator.parse_options, lambda argv:
+                  options.parse_evaluation('', 'attnet', argv)):
         with pytest.raises(SystemExit) as stop:
-            parse('', ['--dataset', 'BIWI'])
+            parse(['--dataset', 'BIWI'])
         err = capsys.readouterr().err
         assert stop.value.code == 2 and 'pcr-upm/opal23_headpose' in err
     with pytest.raises(SystemExit) as stop:
@@ -308,9 +308,10 @@ def squeezed(image, size):
 @pytest.mark.parametrize('protocol', ['ours', 'hopenet', 'fsanet'])
 def test_the_crops_are_their_sources(rendered, protocol):
     folder, _ = rendered
-    loader = datasets.evaluation_loader(
-        folder, None, image_size=96, labels=folder / 'biwi_ann.txt',
-        dataset='BIWI', protocol=protocol)
+    annotations = datasets.read_annotations(
+        folder, labels=folder / 'biwi_ann.txt', dataset='BIWI')
+    loader = datasets.evaluation_loader(annotations, image_size=96,
+                                        protocol=protocol)
     items, crops = loader.dataset, []
     for index in (0, 7, 20, 41):
         crop, _, _ = items[0, index]

@@ -2,6 +2,7 @@
 import io
 import os
 import shutil
+import signal
 import struct
 import zlib
 
@@ -10,24 +11,28 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms as published
 
 import datasets
 from headpose.errors import DataError
-from headpose.geometry import augment as augmenting, crop as crops, pose
+from headpose.geometry import augment, crop as crops, pose
+from headpose.geometry.augment import Draws
 from headpose.geometry.pose import rotation_matrix
+from headpose.readers import lists
 from headpose.readers.images import check_image, read_image
 from headpose.readers.lists import (Annotations, photograph, read_annotations,
                                     read_list)
 from headpose.readers.mat import face_box, read_mat
+from headpose.readers.pool import map_files
 from hopenet import normalize
 from tests.draws import drawn
 from tools import original, sample_data
 
 COORDINATE = st.floats(-500, 900)
+PLAIN = augment.Augmentation()  # HopeNet's
 
 
 def mat_bytes(**fields):
@@ -66,9 +71,8 @@ def test_the_angles_are_yaw_pitch_roll_in_degrees(mat):
     ({'Pose_Para': POSE, 'pt2d': POINTS * np.inf}, 'not finite'),
     ({'Pose_Para': POSE[:, :2], 'pt2d': POINTS}, 'at least 3'),
     ({'Pose_Para': POSE, 'pt2d': POINTS.T}, r'shape \(2, K\)'),
-    ({'Pose_Para': 'text', 'pt2d': POINTS}, 'not a readable'),
-    ({'Pose_Para': POSE + 1j, 'pt2d': POINTS}, 'Pose_Para: is no array of re'),
-    ({'Pose_Para': POSE, 'pt2d': POINTS > 0}, 'pt2d: is no array of real'),
+    ({'Pose_Para': 'text', 'pt2d': POINTS}, 'no array of real'),
+    ({'Pose_Para': POSE + 1j, 'pt2d': POINTS}, 'Para is no array of real'),
     ({'Pose_Para': POSE.astype(object), 'pt2d': POINTS}, 'no array of real'),
     ({'Pose_Para': {'a': POSE}, 'pt2d': POINTS}, 'no array of real'),
     ({'Pose_Para': POSE, 'pt2d': np.zeros((2, 0))}, r'shape \(2, K\)'),
@@ -81,48 +85,52 @@ def test_a_bad_mat_is_named(mat, fields, message):
     assert str(caught.value).startswith(path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture],
-          deadline=None)
-@given(st.integers(0, len(GOOD_MAT) - 1), st.binary(max_size=8))
-def test_damaged_bytes_end_in_a_data_error_or_numbers(mat, cut, tail):
-    try:
-        angles, pt2d = read_mat(mat(GOOD_MAT[:cut] + tail))
-    except DataError:
-        return
-    assert np.isfinite(angles).all() and pt2d.shape[0] == 2
+def deadly(path, *_):
+    """Crashes on some files, as SciPy does."""
+    if '_bad' in path:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if '_wrong' in path:
+        raise DataError(path)
+    return path
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_files_that_crash_a_worker_are_named_and_the_rest_is_read(workers):
+    names = [str(number) for number in range(150)]
+    for number in (3, 70, 71, 149):
+        names[number] += '_bad'
+    names[72] = '72_wrong'
+    results = map_files(deadly, [(name,) for name in names], workers)
+    for name, result in zip(names, results, strict=True):
+        assert isinstance(result, str) == ('_' not in name)
+        assert str(result) == name + (
+            ': the process that read this file crashed, or ran out of memory'
+            if '_bad' in name else '')
+
+
+def test_a_listed_mat_that_crashes_scipy_is_named(broken, monkeypatch):
+    for path in list(broken.glob('image00004.*')):
+        path.rename(path.with_stem('4_bad'))
+    (broken / 'filename_list.txt').write_text('image00002\n4_bad\n')
+    monkeypatch.setattr(lists, 'read_labels', deadly)
+    with pytest.raises(DataError, match='4_bad.mat: the process that read'):
+        read(broken)
 
 
 @pytest.mark.parametrize('kind', [0, 1, 128, 255])
-def test_what_ends_the_process_in_scipy_is_named(mat, kind):
+def test_what_may_crash_scipy_is_named(tmp_path, kind):
     # The type of Pose_Para's numbers, single precision, after its name.
-    tag = GOOD_MAT.index(b'Pose_Para') + 16
+    tag, path = GOOD_MAT.index(b'Pose_Para') + 16, tmp_path / 'x.mat'
     assert GOOD_MAT[tag:tag + 8] == struct.pack('<II', 7, 28)
-    path = mat(GOOD_MAT[:tag] + bytes([kind]) + GOOD_MAT[tag + 1:])
-    with pytest.raises(DataError, match='not a readable') as caught:
-        read_mat(path)
-    assert str(caught.value).startswith(path)
+    path.write_bytes(GOOD_MAT[:tag] + bytes([kind]) + GOOD_MAT[tag + 1:])
+    error, = map_files(read_mat, [(path,)])
+    assert isinstance(error, DataError) and str(error).startswith(f'{path}: ')
 
 
 def test_a_mat_of_matlab_73_says_so(mat):
     head = b'MATLAB 7.3 MAT-file'.ljust(124) + b'\0\2IM'
-    for data in (head.ljust(512, b'\0') + b'\x89HDF\r\n\x1a\n',
-                 b'\x89HDF\r\n\x1a\n'.ljust(900, b'\0')):
-        with pytest.raises(DataError, match='save it with -v7'):
-            read_mat(mat(data))
-
-
-def test_a_mat_that_unpacks_to_gigabytes_is_refused(mat):
-    pack = zlib.compressobj(1)
-    packed = b''.join(pack.compress(bytes(2 ** 22)) for _ in range(17))
-    packed += pack.flush()
-    bomb = GOOD_MAT[:128] + struct.pack('<II', 15, len(packed)) + packed
-    with pytest.raises(DataError, match='unpacks to more than 67,108,864'):
-        read_mat(mat(bomb))
-    # The limit is of all arrays together.
-    packed = zlib.compress(struct.pack('<II', 14, 2 ** 25) + bytes(2 ** 25))
-    part = struct.pack('<II', 15, len(packed)) + packed
-    with pytest.raises(DataError, match='unpacks to more than 67,108,864'):
-        read_mat(mat(GOOD_MAT + part * 2))
+    with pytest.raises(DataError, match='save it with -v7'):
+        read_mat(mat(head.ljust(512, b'\0') + b'\x89HDF\r\n\x1a\n'))
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path):
@@ -132,8 +140,8 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
         with pytest.raises(DataError, match=f'{name}.mat: is not a file'):
             read_mat(tmp_path / f'{name}.mat')
     with open(tmp_path / 'large.mat', 'wb') as file:
-        file.truncate(2 ** 26 + 1)  # it takes no place on the disk
-    with pytest.raises(DataError, match='bytes, more than 67,108,864'):
+        file.truncate(2 ** 22 + 1)  # it takes no place on the disk
+    with pytest.raises(DataError, match='bytes, more than 4,194,304'):
         read_mat(tmp_path / 'large.mat')
 
 
@@ -147,56 +155,11 @@ def as_scipy_has_it(path):
                                   np.degrees(pose.ravel()[[1, 0, 2]]))
 
 
-NUMBER_TYPES = st.sampled_from(['f4', 'f8', 'i1', 'u1', 'i2', 'u2', 'i4',
-                                'u4', 'i8', 'u8'])
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture],
-          deadline=None)
-@given(st.data())
-def test_arrays_are_those_that_scipy_reads(mat, data):
-    def array(shape):
-        values = st.integers(0, 120)
-        return np.array(data.draw(st.lists(
-            values, min_size=shape[0] * shape[1],
-            max_size=shape[0] * shape[1]))).reshape(shape).astype(
-                data.draw(NUMBER_TYPES))
-    fields = {'Pose_Para': array((1, data.draw(st.integers(3, 8)))),
-              'pt2d': array((2, data.draw(st.integers(1, 9)))),
-              'text': 'x' * data.draw(st.integers(0, 9)),
-              'others': {'a': np.ones((2, 0)), 'b': np.array([1, 'c'], object),
-                         'd': scipy.sparse.eye(3), 'e': True}}
-    names = data.draw(st.permutations(list(fields)))
-    buffer = io.BytesIO()
-    scipy.io.savemat(buffer, {name: fields[name] for name in names},
-                     do_compression=data.draw(st.booleans()))
-    as_scipy_has_it(mat(buffer.getvalue()))
-
-
 def test_real_mats_are_those_that_scipy_reads(real):
     paths = sorted(real[0].glob('AFLW2000/*.mat'))
     for path in paths + sorted(real[0].glob('300W_LP/*/*.mat')):
         as_scipy_has_it(path)
     assert len(paths) == 31
-
-
-def test_big_endian_mats_are_read(mat):
-    def element(kind, values, dtype):
-        data = np.array(values, dtype).tobytes()
-        return (struct.pack('>II', kind, len(data)) + data
-                + bytes(-len(data) % 8))
-
-    def matrix(name, values):
-        body = (element(6, [6, 0], '>u4') + element(5, values.shape, '>i4')
-                + element(1, list(name), 'u1')
-                + element(9, values.ravel('F'), '>f8'))
-        return struct.pack('>II', 14, len(body)) + body
-
-    angles, pt2d = read_mat(mat(
-        b'MATLAB 5.0'.ljust(124) + b'\1\0MI'
-        + matrix(b'Pose_Para', POSE.astype(float)) + matrix(b'pt2d', POINTS)))
-    np.testing.assert_allclose(angles, [-20, 10, 30], rtol=1e-6)
-    np.testing.assert_array_equal(pt2d, POINTS)
 
 
 def test_only_the_raw_protocol_takes_unseen_landmarks_for_the_face():
@@ -294,9 +257,9 @@ def test_the_protocol_crop_is_the_published_pipeline(box, size):
 
 def grey_levels_apart(image, box, draws, size=224, ours=None):
     """Mean difference of the fast crop from Pillow's, inside the image."""
-    ours = augmenting.training_crop(
+    ours = augment.training_crop(
         np.asarray(image) if ours is None else ours, box,
-        drawn(**dict(zip(augmenting.Draws._fields, draws))), size)
+        drawn(**dict(zip(Draws._fields, draws))), size)
     theirs, _ = original.training_crop(image, box, draws, size)
     # A picture of ones in the same crop shows what is inside the image.
     white = Image.new('RGB', image.size, (255, 255, 255))
@@ -382,8 +345,8 @@ LENGTHS = st.floats(0, 300) | st.floats(0, 30)
 @settings(deadline=None, max_examples=200)
 @given(st.tuples(SIDES, SIDES), st.tuples(CORNERS, CORNERS, LENGTHS, LENGTHS),
        st.lists(st.floats(0, 1, exclude_max=True, width=32),
-                min_size=len(augmenting.Draws._fields),
-                max_size=len(augmenting.Draws._fields)),
+                min_size=len(Draws._fields),
+                max_size=len(Draws._fields)),
        st.sampled_from([0.0, 45.0, 180.0]), st.sampled_from([0.0, 0.5]),
        st.sampled_from([64, 97]))
 def test_whatever_passes_can_be_cropped(sides, box, draws, rotate, jitter,
@@ -394,9 +357,9 @@ def test_whatever_passes_can_be_cropped(sides, box, draws, rotate, jitter,
     image = np.full((sides[1], sides[0], 3), 200, np.uint8)
     crop = np.array(crops.protocol_crop(Image.fromarray(image), box, size))
     assert crop.shape == (size, size, 3)
-    crop, angles = augmenting.augmented_crop(
-        image, box, np.float32([10, 20, 30]), augmenting.Draws(*draws), size,
-        augmenting.Augmentation(rotate, jitter, 0.5, 1.0, 0.5, 0.5))
+    crop, angles = augment.augmented_crop(
+        image, box, np.float32([10, 20, 30]), Draws(*draws), size,
+        augment.Augmentation(rotate, jitter, 0.5, 1.0, 0.5, 0.5))
     assert crop.shape == (size, size, 3) and crop.dtype == np.uint8
     assert np.isfinite(angles).all()
 
@@ -406,8 +369,8 @@ def test_training_and_test_refuse_what_cannot_be_cropped(broken):
     with pytest.raises(DataError, match='image00004.mat: the face box of 0.2'):
         read(broken)
     set_points(broken / 'image00004.mat', [[900, 990], [10, 99]])
-    for augment in (False, True):
-        items = datasets.PoseDataset(broken, read(broken), 64, augment)
+    for augmentation in (None, PLAIN):
+        items = datasets.PoseDataset(read(broken), 64, augmentation)
         with pytest.raises(DataError, match='00004.jpg: .* outside the pict'):
             items[0, items.annotations.names.index('image00004')]
 
@@ -463,7 +426,7 @@ def test_a_turned_crop_is_the_crop_of_a_turned_picture(size, flip):
     image = noise_image(450, 450)
     box, draws = (150, 140, 290, 300), drawn(margin=0.4, flip=flip)
     turned, straight = (
-        augmenting.training_crop(np.asarray(image), box, draws, size, turn)
+        augment.training_crop(np.asarray(image), box, draws, size, turn)
         for turn in (30.0, 0.0))
     by_hand = Image.fromarray(straight).rotate(-30, Image.Resampling.BILINEAR)
     row, column = np.mgrid[:size, :size] - (size - 1) / 2
@@ -476,18 +439,16 @@ def test_a_turned_crop_is_the_crop_of_a_turned_picture(size, flip):
     assert turned[0, 0].any()  # the picture's own pixels, not a black corner
 
 
-def test_more_augmentation_is_off_by_default_and_labels_follow(sample,
-                                                               annotations):
-    plain = datasets.PoseDataset(sample / '300W_LP', annotations, 64, True)
+def test_more_augmentation_is_off_by_default_and_labels_follow(
+        annotations):
+    plain = datasets.PoseDataset(annotations, 64, PLAIN)
     more = datasets.PoseDataset(
-        sample / '300W_LP', annotations, 64, True,
-        more=augmenting.Augmentation(30, 0.2, 0.3, 1.0))
+        annotations, 64, augment.Augmentation(30, 0.2, 0.3, 1.0))
     turns = []
     for index in range(24):
         (image, angles, _), (other, new, _) = plain[0, index], more[0, index]
         assert other.shape == image.shape and (image != other).any()
-        draws = augmenting.Draws(*more.draws(0)[index])
-        turn = in_plane(60 * draws.turn - 30)
+        turn = in_plane(60 * Draws(*more.draws(0)[index]).turn - 30)
         expected = turn @ rotation_matrix(angles)
         if np.abs(expected - rotation_matrix(new)).max() < 1e-4:
             turns.append(index)
@@ -501,7 +462,7 @@ def test_more_augmentation_is_off_by_default_and_labels_follow(sample,
 @given(boxes, st.floats(0, 0.5), st.tuples(*[st.floats(0, 1)] * 3))
 def test_a_jittered_box_is_near_the_box(box, amount, draws):
     size = np.array([box[2] - box[0], box[3] - box[1]])
-    new = augmenting.jittered(box, amount, drawn(**dict(zip(
+    new = augment.jittered(box, amount, drawn(**dict(zip(
         ('jitter_x', 'jitter_y', 'jitter_size'), draws))))
     grown = (new[2:] - new[:2]) / size
     moved = np.abs((new[2:] + new[:2]) / 2 - np.add(box[2:], box[:2]) / 2)
@@ -511,14 +472,14 @@ def test_a_jittered_box_is_near_the_box(box, amount, draws):
 
 def test_colours_and_detail():
     image = np.asarray(noise_image(64, 48))
-    same = augmenting.recolored(image, 0.5, drawn())
+    same = augment.recolored(image, 0.5, drawn())
     np.testing.assert_array_equal(same, image)
-    bright = augmenting.recolored(image, 0.5, drawn(brightness=1))
+    bright = augment.recolored(image, 0.5, drawn(brightness=1))
     assert bright.mean() > image.mean() * 1.2
-    grey = augmenting.recolored(image, 1, drawn(saturation=0))
+    grey = augment.recolored(image, 1, drawn(saturation=0))
     assert np.ptp(grey.astype(int), axis=2).max() <= 1
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    coarse = augmenting.coarsened(noise, 1.0)
+    coarse = augment.coarsened(noise, 1.0)
     assert coarse.shape == noise.shape and coarse.std() < noise.std() / 2
 
 
@@ -528,7 +489,7 @@ def test_low_resolution_is_up_to_four_times_fewer_pixels():
         expected = cv2.resize(
             cv2.resize(noise, small, interpolation=cv2.INTER_AREA), (64, 48),
             interpolation=cv2.INTER_LINEAR)
-        np.testing.assert_array_equal(augmenting.coarsened(noise, draw),
+        np.testing.assert_array_equal(augment.coarsened(noise, draw),
                                       expected)
 
 
@@ -536,14 +497,14 @@ def test_low_resolution_is_of_its_share_of_the_images():
     image, box = np.asarray(noise_image(300, 300)), (80, 80, 220, 220)
 
     def crop(draw, share):
-        return augmenting.augmented_crop(
+        return augment.augmented_crop(
             image, box, np.zeros(3), drawn(coarse=draw, coarse_by=1), 64,
-            augmenting.Augmentation(low_resolution=share))[0]
+            augment.Augmentation(low_resolution=share))[0]
 
     plain = crop(0.0, 0.0)
     np.testing.assert_array_equal(crop(0.31, 0.3), plain)
     np.testing.assert_array_equal(crop(0.29, 0.3),
-                                  augmenting.coarsened(plain, 1.0))
+                                  augment.coarsened(plain, 1.0))
 
 
 # ----------------------------------------------------------------- data sets
@@ -559,7 +520,7 @@ def test_every_real_pair_is_read(real):
     for dataset, count in (('300W_LP', 51), ('AFLW2000', 30)):
         annotations = read_annotations(folder / dataset, lists[dataset])
         assert len(annotations.names) == count
-        items = datasets.PoseDataset(folder / dataset, annotations)
+        items = datasets.PoseDataset(annotations)
         for index in range(count):
             image, angles, _ = items[0, index]
             assert image.shape == (224, 224, 3) and image.std() > 5
@@ -569,12 +530,10 @@ def test_every_real_pair_is_read(real):
             np.testing.assert_allclose(angles, [yaw, pitch, roll], rtol=1e-5)
 
 
-def test_augmentation_depends_on_seed_epoch_and_index_alone(sample,
-                                                            annotations):
+def test_augmentation_depends_on_seed_epoch_and_index_alone(annotations):
     def crops(seed, epoch, workers, order):
-        items = datasets.PoseDataset(sample / '300W_LP', annotations, 64, True,
-                                     seed)
-        batches = datasets.Batches(order, 5)
+        items = datasets.PoseDataset(annotations, 64, PLAIN, seed)
+        batches = datasets.EpochBatchSampler(order, 5)
         batches.epoch = epoch
         loader = datasets.make_loader(items, batches, workers)
         images, angles, indices = zip(*loader)
@@ -590,12 +549,12 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(sample,
 
 
 def test_a_flip_negates_yaw_and_roll(sample, annotations):
-    items = datasets.PoseDataset(sample / '300W_LP', annotations, 64, True)
+    items = datasets.PoseDataset(annotations, 64, PLAIN)
     signs = {True: [], False: []}
     for epoch in range(4):
         for index in range(24):
             _, angles, _ = items[epoch, index]
-            flipped = augmenting.Draws(*items.draws(epoch)[index]).flipped
+            flipped = Draws(*items.draws(epoch)[index]).flipped
             sign = [-1, 1, -1] if flipped else 1
             np.testing.assert_array_equal(angles,
                                           annotations.angles[index] * sign)
@@ -607,8 +566,8 @@ def test_a_flip_negates_yaw_and_roll(sample, annotations):
     np.testing.assert_array_equal(again.angles, annotations.angles)
 
 
-def test_validation_is_never_augmented(sample, annotations):
-    items = datasets.PoseDataset(sample / '300W_LP', annotations, 64)
+def test_validation_is_never_augmented(annotations):
+    items = datasets.PoseDataset(annotations, 64)
     assert all((items[1, index][0] == items[2, index][0]).all()
                for index in range(24))
 
@@ -620,30 +579,38 @@ def pixels(loader, epoch):
     return torch.cat(images)[np.concatenate(indices).argsort()]
 
 
-def test_training_changes_its_images_and_validation_never(sample):
-    folder = sample / '300W_LP'
-    given = (folder, folder / 'filename_list.txt')
-    loader = datasets.evaluation_loader(*given, image_size=64)
-    fixed = pixels(loader, 0)  # the test protocol's crops
-    for augment in (True, False):
+def test_training_changes_its_images_and_validation_never(annotations):
+    # The test protocol's crops.
+    fixed = pixels(datasets.evaluation_loader(annotations, image_size=64), 0)
+    for augmentation in (augment.Augmentation(20, 0.2, 0.2, 0.5), None):
         training, validation = datasets.training_loaders(
-            *given, image_size=64, augment=augment,
-            more=augmenting.Augmentation(20, 0.2, 0.2, 0.5))
-        for side, changes in ((training, augment), (validation, False)):
+            annotations, image_sizes=(64,), augmentation=augmentation)
+        for side, changes in ((training, augmentation is not None),
+                              (validation, False)):
             crops = fixed[np.sort(side.batch_sampler.indices)]
             same = [torch.equal(pixels(side, epoch), crops)
                     for epoch in (1, 2)]
             assert same == [not changes] * 2
 
 
+def test_each_size_has_an_equal_part_of_the_epochs(annotations):
+    training, validation = datasets.training_loaders(
+        annotations, image_sizes=(32, 64), num_epochs=5, weak_end=0.3,
+        augmentation=augment.Augmentation(20))
+    assert training.dataset.size == [32, 32, 32, 64, 64]
+    assert [more.rotate for more in training.dataset.augmentation] == [
+        20, 20, 20, 20, 5]
+    assert validation.dataset.size == 64
+
+
 def test_images_are_rgb(tmp_path):
     blue = Image.new('RGB', (300, 300), (0, 0, 255))
     blue.save(tmp_path / 'x.jpg')
     annotations = Annotations(
-        ['x'], np.zeros((1, 3), np.float32),
+        tmp_path, ['x'], np.zeros((1, 3), np.float32),
         np.array([[100., 100, 200, 200]]), ['x.jpg'])
-    for augment in (False, True):
-        items = datasets.PoseDataset(tmp_path, annotations, 64, augment)
+    for augmentation in (None, PLAIN):
+        items = datasets.PoseDataset(annotations, 64, augmentation)
         red, _, blue = items[0, 0][0].transpose(2, 0, 1)
         assert blue.min() > 250 > 5 > red.max()
 
@@ -653,7 +620,7 @@ def test_images_are_rgb(tmp_path):
 @settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 60), st.booleans())
 def test_each_image_is_in_one_batch(count, batch_size, shuffle):
-    batches = datasets.Batches(range(count), batch_size, shuffle)
+    batches = datasets.EpochBatchSampler(range(count), batch_size, shuffle)
     listed = [key for batch in batches for key in batch]
     assert sorted(listed) == [(0, index) for index in range(count)]
     assert len(list(batches)) == len(batches)
@@ -666,7 +633,8 @@ def test_every_process_has_a_part_of_each_training_batch(count, world, more,
                                                          epoch):
     if count < world:
         return
-    ranks = [datasets.Batches(range(count), world + more, True, 0, rank, world)
+    ranks = [datasets.EpochBatchSampler(range(count), world + more, True, 0,
+                                        rank, world)
              for rank in range(world)]
     for rank in ranks:
         rank.epoch = epoch
@@ -678,14 +646,14 @@ def test_every_process_has_a_part_of_each_training_batch(count, world, more,
                   for _, index in part)
     assert seen == list(range(count))
     # One process sees the same images in the same steps, but for the last.
-    alone = datasets.Batches(range(count), world + more, True)
+    alone = datasets.EpochBatchSampler(range(count), world + more, True)
     alone.epoch = epoch
     for parts, whole in list(zip(steps, alone))[:-1]:
         assert {key for part in parts for key in part} == set(whole)
 
 
 def test_three_processes_train_on_the_last_image_too():
-    sizes = [datasets.Batches(range(13), 6, True, 0, rank, 3).sizes()
+    sizes = [datasets.EpochBatchSampler(range(13), 6, True, 0, rank, 3).sizes()
              for rank in range(3)]
     assert sizes == [[6, 7]] * 3
 
@@ -693,21 +661,21 @@ def test_three_processes_train_on_the_last_image_too():
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(2, 5), st.integers(0, 9))
 def test_evaluation_shares_each_batch_without_rest(count, world, more):
-    parts = [key for rank in range(world) for part in datasets.Batches(
-        range(count), world + more, rank=rank, world=world) for key in part]
+    parts = [key for rank in range(world)
+             for part in datasets.EpochBatchSampler(
+                 range(count), world + more, rank=rank, world_size=world)
+             for key in part]
     assert sorted(parts) == [(0, index) for index in range(count)]
 
 
-def test_fewer_images_than_processes_are_refused(sample):
-    folder = sample / '300W_LP'
+def test_fewer_images_than_processes_are_refused(annotations):
     with pytest.raises(DataError, match='are too few for 40 processes'):
-        datasets.training_loaders(folder, folder / 'filename_list.txt', 64,
-                                  image_size=64, world=40)
+        datasets.training_loaders(annotations, batch_size=64, world_size=40)
 
 
 def test_the_order_changes_with_epoch_and_seed():
     def order(epoch, seed):
-        batches = datasets.Batches(range(50), 50, True, seed)
+        batches = datasets.EpochBatchSampler(range(50), 50, True, seed)
         batches.epoch = epoch
         return [index for _, index in next(iter(batches))]
     assert order(1, 0) == order(1, 0)
@@ -723,77 +691,94 @@ def test_photographs(name, expected):
     assert photograph(name) == expected
 
 
+def test_order_and_augmentation_are_drawn_independently(annotations):
+    # PyTorch makes a number in [0, 1) of 24 random bits, and a place in an
+    # order of the same bits' remainder.
+    shared = 0
+    for seed in range(20):
+        sampler = datasets.EpochBatchSampler(range(16), 16, True, seed)
+        items = datasets.PoseDataset(annotations, 64, PLAIN, seed)
+        shared += int(items.draws(0)[0, 0] * 2 ** 24) % 16 == (
+            next(iter(sampler))[0][1])
+    assert shared < 10
+
+
 @settings(deadline=None)
 @given(st.integers(2, 40), st.integers(1, 17), st.integers(0, 9))
 def test_the_split_keeps_photographs_whole(photographs, renderings, seed):
     names = [f'AFW/AFW_{photo}_1_{rendering}' for photo in range(photographs)
              for rendering in range(renderings)]
-    training, validation = datasets.split_names(names, seed=seed)
+    keys, _ = datasets.split_keys(named(names))
+    training, validation = datasets.split_indices(keys, seed)
     assert sorted(training + validation) == list(range(len(names)))
     sides = [{photograph(names[i]) for i in side}
              for side in (training, validation)]
     assert sides[0] and sides[1] and not sides[0] & sides[1]
     assert len(validation) < 0.1 * len(names) + renderings
-    assert datasets.split_names(names, seed=seed) == (training, validation)
+    assert datasets.split_indices(keys, seed) == (training, validation)
+
+
+def named(names):
+    """Annotations of which a split needs no more than the names."""
+    return Annotations('', names, None, None, None)
 
 
 def test_the_documents_split_is_by_image():
     names = [f'AFW/AFW_{i // 10}_1_{i % 10}' for i in range(200)]
-    training, validation = datasets.split_names(names, 'image')
+    keys, _ = datasets.split_keys(named(names), 'image')
+    training, validation = datasets.split_indices(keys)
     assert len(training) == 180 and len(validation) == 20
-    assert validation != datasets.split_names(names, 'image', seed=1)[1]
+    assert validation != datasets.split_indices(keys, 1)[1]
 
 
 def test_one_photograph_cannot_be_split():
-    names = ['AFW/AFW_1_1_0', 'AFW/AFW_1_1_1']
-    with pytest.raises(DataError, match='--split image'):
-        datasets.split_names(names)
-    assert datasets.split_names(names, 'image') in (([0], [1]), ([1], [0]))
+    names = named(['AFW/AFW_1_1_0', 'AFW/AFW_1_1_1'])
+    with pytest.raises(DataError, match='AFW/AFW_1_1 .--split image'):
+        datasets.split_indices(datasets.split_keys(names)[0])
+    keys, _ = datasets.split_keys(names, 'image')
+    assert datasets.split_indices(keys) in (([0], [1]), ([1], [0]))
 
 
-def test_both_sides_of_the_split_are_said_at_the_start(sample, capsys):
-    folder = sample / '300W_LP'
-    given = (folder, folder / 'filename_list.txt')
-    datasets.training_loaders(*given)
+def test_both_sides_of_the_split_are_said_at_the_start(annotations, capsys):
+    datasets.training_loaders(annotations)
     assert capsys.readouterr().out == (
         '21 images of 7 photographs to train on, 3 images of 1 photographs '
         'to validate on\n')
-    datasets.training_loaders(*given, split='image')
+    datasets.training_loaders(annotations, split='image')
     assert capsys.readouterr().out == (
         '21 images to train on, 3 images to validate on\n')
 
 
 @pytest.mark.parametrize('cam, web', [(45, 6), (6, 45), (200, 3), (20, 10)])
-def test_a_split_that_is_far_from_nine_to_one_stops(cam, web, capsys):
-    names = ([f'cam_{number:04}' for number in range(cam)]
-             + [f'web_{number:04}' for number in range(web)])
-    splits = [datasets.split_names(names, seed=seed) for seed in range(8)]
+def test_a_split_that_is_far_from_nine_to_one_says_so(cam, web, capsys):
+    names = named([f'cam_{number:04}' for number in range(cam)]
+                  + [f'web_{number:04}' for number in range(web)])
+    keys, kind = datasets.split_keys(names)
+    splits = [datasets.split_indices(keys, seed) for seed in range(8)]
     assert any(len(split[1]) == max(cam, web) for split in splits)
     for split in splits:
-        if 0.05 < len(split[1]) / len(names) < 0.2:
-            continue
-        with pytest.raises(DataError) as caught:
-            datasets.check_split(names, *split)
-        message = str(caught.value)
-        assert f'{len(split[0])} images of 1 photographs to train' in message
-        assert f'{len(split[1])} images of 1 photographs to val' in message
-        largest = 'cam' if cam > web else 'web'
-        assert f'{largest} for {max(cam, web)} of them' in message
-        assert '--split image' in message and '\n' not in message
-        assert not capsys.readouterr().out
-    datasets.check_split(names, *datasets.split_names(names, 'image'), 'image')
+        datasets.print_split(keys, kind, *split)
+        first, *more = capsys.readouterr().out.splitlines()
+        assert f'{len(split[0])} images of 1 photographs to train' in first
+        assert f'{len(split[1])} images of 1 photographs to val' in first
+        if 0.05 < len(split[1]) / len(keys) < 0.2:
+            assert not more
+        else:
+            largest = 'cam' if cam > web else 'web'
+            assert 'not 9:1' in more[0] and '--split image' in more[0]
+            assert f'{largest}, with {max(cam, web)} images' in more[0]
+    keys, kind = datasets.split_keys(names, 'image')
+    datasets.print_split(keys, kind, *datasets.split_indices(keys))
+    assert capsys.readouterr().out.count('\n') == 1
 
 
-@pytest.mark.parametrize('validation, stops', [
+@pytest.mark.parametrize('validation, far', [
     (4, True), (5, False), (20, False), (21, True)])
-def test_where_the_split_stops(validation, stops):
-    names = [f'photo{number}' for number in range(100)]
-    indices = list(range(100))
-    try:
-        datasets.check_split(names, indices[validation:], indices[:validation])
-        assert not stops
-    except DataError:
-        assert stops
+def test_where_a_split_is_far_from_nine_to_one(validation, far, capsys):
+    keys, indices = [f'photo{number}' for number in range(100)], range(100)
+    datasets.print_split(keys, 'photographs', indices[validation:],
+                         indices[:validation])
+    assert ('not 9:1' in capsys.readouterr().out) == far
 
 
 # ------------------------------------------------------------ the renderer
@@ -883,11 +868,11 @@ def test_a_listed_image_must_be_there(broken):
         read(broken)
 
 
-@pytest.mark.parametrize('augment', [False, True])
-def test_a_truncated_image_is_named(broken, augment):
+@pytest.mark.parametrize('augmentation', [None, PLAIN])
+def test_a_truncated_image_is_named(broken, augmentation):
     path = broken / 'image00004.jpg'
     path.write_bytes(path.read_bytes()[:9000])
-    items = datasets.PoseDataset(broken, read(broken), 64, augment)
+    items = datasets.PoseDataset(read(broken), 64, augmentation)
     index = items.annotations.names.index('image00004')
     with pytest.raises(DataError, match='image00004.jpg: cannot be read'):
         items[0, index]
@@ -896,8 +881,8 @@ def test_a_truncated_image_is_named(broken, augment):
 def test_half_a_scan_with_an_end_marker_is_named(broken):
     path = broken / 'image00004.jpg'
     data = path.read_bytes()
-    items = [datasets.PoseDataset(broken, read(broken), 64, augment)
-             for augment in (False, True)]
+    items = [datasets.PoseDataset(read(broken), 64, augmentation)
+             for augmentation in (None, PLAIN)]
     index = items[0].annotations.names.index('image00004')
     path.write_bytes(data[:len(data) // 2] + b'\xff\xd9')
     for item in items:

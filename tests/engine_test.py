@@ -19,7 +19,7 @@ import train_attnet
 import train_shufflenet
 from headpose.errors import RunError
 from headpose.files import atomic
-from headpose.geometry.crop import Augmentation
+from headpose.geometry.augment import Augmentation
 from headpose.geometry.pose import AXES, MIRROR
 from headpose.readers.lists import read_annotations
 from headpose.training import checkpoint, engine, options

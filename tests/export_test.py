@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import sys
 
 import cv2
 import numpy as np
@@ -18,10 +19,11 @@ import export
 from datasets import PoseDataset
 from headpose.geometry.crop import PROTOCOL_K, PROTOCOL_SIDE, expand_box
 from headpose.readers.lists import read_annotations
+from headpose.networks import portable
 from headpose.training.checkpoint import load_network
-from hopenet import BIN_WIDTH, MIN_ANGLE, NUM_BINS, AttNet, decode, normalize
-from shufflenet import ShuffleNet
-from tests.conftest import SIZE, run_script
+from hopenet import BIN_WIDTH, MIN_ANGLE, NUM_BINS, AttNet, decode
+from shufflenet import rebuild
+from tests.conftest import SIZE
 
 try:
     import openvino
@@ -50,97 +52,81 @@ def snapshots(snapshot, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def exported(snapshots, tmp_path_factory):
-    """Returns a function of a network's name and raw: its .onnx file."""
+    """Returns a function of a network's name: its .onnx file."""
     folder = tmp_path_factory.mktemp('exported')
 
     @functools.cache
-    def write(name, raw):
-        path = folder / f'{name}_{raw}.onnx'
-        export.export(path, snapshots[name], raw)
+    def write(name):
+        path = folder / f'{name}.onnx'
+        export.main([str(path), '--snapshot', str(snapshots[name])])
         return path
     return write
 
 
+def random_pixels(count):
+    """Returns uint8 images (count, SIZE, SIZE, 3)."""
+    return np.random.default_rng(count).integers(
+        0, 256, (count, SIZE, SIZE, 3), np.uint8)
+
+
 def in_onnxruntime(path, images):
-    """Returns logits and angles."""
+    """Returns logits, angles and spread."""
     return onnxruntime.InferenceSession(path).run(None, {'images': images})
 
 
 def in_openvino(path, images):
-    """Returns logits and angles."""
+    """Returns logits, angles and spread."""
     if openvino is None:
         pytest.skip('openvino is not installed')
     # Else it takes bfloat16 where the CPU has it.
     network = openvino.Core().compile_model(
         path, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
     done = network([images])
-    return done['logits'], done['angles']
+    return [done[name] for name in portable.OUTPUTS]
 
 
 def in_opencv(path, images):
-    """Returns logits and angles."""
+    """Returns logits, angles and spread."""
     network = cv2.dnn.readNetFromONNX(str(path))
     network.setInput(images)
-    return network.forward(['logits', 'angles'])
+    return network.forward(portable.OUTPUTS)
 
 
-def network_angles(path, images):
-    """Returns the angles (N, 3) of an exported network, whichever kind."""
-    if path.suffix == '.pt2':
-        with torch.no_grad():
-            return torch.export.load(path).module()(images)[1].numpy()
-    session = onnxruntime.InferenceSession(path)
-    return session.run(['angles'], {'images': images.numpy()})[0]
-
-
-@pytest.mark.parametrize('raw', [False, True])
-def test_pt2_gives_the_same_angles_for_any_batch(run, snapshot, tmp_path,
-                                                 raw):
-    path = tmp_path / 'x.pt2'
-    status, out, err = run(path, '--snapshot', snapshot, *['--raw'] * raw)
-    assert status == 0, err
-    assert 'uint8' in out if raw else 'ImageNet' in out
-    assert f'H = W = {SIZE}' in out
-    model = load_network(snapshot, ShuffleNet)[0].eval()
-    for count in (1, 5):
-        pixels = torch.randint(256, (count, SIZE, SIZE, 3),
-                               dtype=torch.uint8)
-        images = normalize(pixels.permute(0, 3, 1, 2))
-        angles = network_angles(path, pixels if raw else images)
-        with torch.no_grad():
-            expected = decode(model(images))
-        np.testing.assert_allclose(angles, expected, atol=1e-3, rtol=0)
-
-
-def test_the_network_with_attention_is_a_program_too(tmp_path):
-    model = AttNet().eval()
-    torch.save(model.state_dict(), tmp_path / 'x.pkl')
-    path = tmp_path / 'x.pt2'
-    export.export(path, tmp_path / 'x.pkl')
-    images = torch.rand(5, 3, 224, 224)
+def in_pytorch(path, images):
+    """Returns logits, angles and spread of a torch.export program."""
     with torch.no_grad():
-        expected = decode(model(images))
-    np.testing.assert_allclose(network_angles(path, images), expected,
-                               atol=1e-3, rtol=0)
+        return torch.export.load(path).module()(torch.from_numpy(images))
+
+
+def check_answers(path, snapshot, runtime):
+    """Asserts that a file gives its network's answers, for any batch."""
+    model = load_network(snapshot, rebuild)[0].eval()
+    for count in (1, 2, 5):
+        images = random_pixels(count)
+        expected = model.predict(images.transpose(0, 3, 1, 2))
+        logits, angles, spread = runtime(path, images)
+        assert logits.shape == (count, 3, 66) and angles.shape == (count, 3)
+        np.testing.assert_allclose(logits, expected.logits, atol=1e-3,
+                                   rtol=1e-3)
+        np.testing.assert_allclose(angles, expected.angles, atol=1e-3, rtol=0)
+        np.testing.assert_allclose(np.reshape(spread, -1), expected.bin_std,
+                                   atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize('name', ['shufflenet', 'attnet'])
+def test_pt2_gives_the_same_angles_for_any_batch(run, snapshots, tmp_path,
+                                                 name):
+    path = tmp_path / 'x.pt2'
+    status, out, err = run(path, '--snapshot', snapshots[name])
+    assert status == 0, err
+    assert 'uint8' in out and f'H = W = {SIZE}' in out
+    check_answers(path, snapshots[name], in_pytorch)
 
 
 @pytest.mark.parametrize('runtime', [in_onnxruntime, in_openvino, in_opencv])
-@pytest.mark.parametrize('raw', [False, True])
 @pytest.mark.parametrize('name', ['shufflenet', 'attnet'])
-def test_every_runtime_opens_it(exported, snapshots, name, raw, runtime):
-    model = load_network(snapshots[name], AttNet, ShuffleNet)[0].eval()
-    for count in (1, 2, 5):
-        pixels = torch.randint(256, (count, SIZE, SIZE, 3),
-                               dtype=torch.uint8)
-        images = normalize(pixels.permute(0, 3, 1, 2)).contiguous()
-        with torch.no_grad():
-            expected = model(images)
-        logits, angles = runtime(exported(name, raw),
-                                 (pixels if raw else images).numpy())
-        assert logits.shape == (count, 3, 66) and angles.shape == (count, 3)
-        np.testing.assert_allclose(logits, expected, atol=1e-3, rtol=1e-3)
-        np.testing.assert_allclose(angles, decode(expected), atol=1e-3,
-                                   rtol=0)
+def test_every_runtime_opens_it(exported, snapshots, name, runtime):
+    check_answers(exported(name), snapshots[name], runtime)
 
 
 def test_the_decoding_gives_the_published_angles():
@@ -151,16 +137,14 @@ def test_the_decoding_gives_the_published_angles():
     np.testing.assert_allclose(decode(logits), published, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize('raw', [False, True])
-def test_the_file_says_what_it_takes(exported, raw):
-    model = onnx.load(exported('shufflenet', raw))
+def test_the_file_says_what_it_takes(exported):
+    model = onnx.load(exported('shufflenet'))
     said = {entry.key: entry.value for entry in model.metadata_props}
     assert said.keys() == {'image_size', 'margins', 'angles', 'input',
                            'convention'}
     assert said['image_size'] == str(SIZE)
     assert said['angles'] == 'yaw, pitch, roll'
-    assert said['input'] == ('uint8 RGB (N, H, W, 3)' if raw else
-                             'float RGB (N, 3, H, W), normalised')
+    assert said['input'] == 'uint8 RGB (N, H, W, 3)'
     left, right, above, below = map(
         float, re.findall(r'\d\.\d+', said['margins']))
     assert expand_box((0, 0, 1000, 1000), PROTOCOL_K, PROTOCOL_SIDE) == (
@@ -169,7 +153,7 @@ def test_the_file_says_what_it_takes(exported, raw):
 
 def test_old_runtimes_may_open_it(exported):
     # onnxruntime 1.17 refuses anything above 9.
-    assert onnx.load(exported('shufflenet', True)).ir_version == 8
+    assert onnx.load(exported('shufflenet')).ir_version == 8
 
 
 @pytest.mark.parametrize('orientation', [1, 3, 6, 8])
@@ -182,7 +166,7 @@ def test_the_docstrings_lines_and_the_demo_agree_on_turned_photographs(
         tmp_path / 'photo.jpg', quality=95, exif=exif)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'model.onnx').write_bytes(
-        exported('shufflenet', True).read_bytes())
+        exported('shufflenet').read_bytes())
     lines = inspect.cleandoc(export.__doc__).split('import numpy')[1]
     lines = 'import numpy' + lines.split('\n\n`size`')[0]
     lines = lines.replace('\n    ', '\n').replace(
@@ -199,28 +183,46 @@ def test_the_docstrings_lines_and_the_demo_agree_on_turned_photographs(
         atol=0.03)
 
 
-@pytest.mark.parametrize('precision, share', [('int8', 0.65), ('fp16', 0.6)])
-def test_small_networks(exported, sample, snapshot, tmp_path, precision,
-                        share):
-    path, plain = tmp_path / 'x.onnx', exported('shufflenet', True)
-    data = sample / '300W_LP'
-    export.export(path, snapshot, True, precision, data_dir=data,
-                  filename_list=data / 'filename_list.txt')
+def check_small(path, plain, share):
+    """Asserts that a file is smaller, and that its heads are in float32."""
     assert os.path.getsize(path) < share * os.path.getsize(plain)
-    images = np.random.default_rng(0).integers(
-        0, 256, (5, SIZE, SIZE, 3), np.uint8)
-    logits, angles = in_onnxruntime(path, images)
+    images = random_pixels(5)
+    logits, angles, _ = in_onnxruntime(path, images)
     assert 0 < np.abs(angles - in_onnxruntime(plain, images)[1]).max() < 0.5
-    # What the heads say is decoded in float32.
     np.testing.assert_allclose(decode(torch.from_numpy(logits)), angles,
                                atol=1e-4, rtol=0)
     graph = onnx.load(path).graph
     made_by = {name: node.op_type for node in graph.node
                for name in node.output}
-    kinds = ('Softmax', 'MatMul') + ('Gemm',) * (precision == 'int8')
+    kinds = ('Softmax', 'MatMul') + ('Gemm',) * ('int8' in path.name)
     feeding = {made_by.get(name) for node in graph.node
                if node.op_type in kinds for name in node.input}
     assert not feeding & {'QuantizeLinear', 'DequantizeLinear'}
+
+
+def test_half_precision(run, exported, snapshot, tmp_path):
+    path = tmp_path / 'fp16.onnx'
+    status, _, err = run(path, '--snapshot', snapshot, '--fp16')
+    assert status == 0, err
+    check_small(path, exported('shufflenet'), 0.6)
+
+
+def test_int8_takes_the_crops_of_one_persons_table(run, exported, sample,
+                                                   snapshot, tmp_path):
+    annotations = read_annotations(sample / 'AFLW2000',
+                                   sample / 'AFLW2000/filename_list.txt')
+    lines = ['image,x_min,y_min,x_max,y_max,yaw,pitch,roll,group']
+    for image, box, angles in zip(annotations.images, annotations.boxes,
+                                  annotations.angles):
+        lines.append(','.join(map(str, [image, *box, *angles, 'Ada'])))
+    (tmp_path / 'own.csv').write_text('\n'.join(lines))
+    path = tmp_path / 'int8.onnx'
+    status, out, err = run(path, '--snapshot', snapshot, '--int8', '--labels',
+                           tmp_path / 'own.csv', '--data_dir',
+                           sample / 'AFLW2000')
+    assert status == 0, err
+    assert 'on average' in out and 'validate' not in out
+    check_small(path, exported('shufflenet'), 0.65)
 
 
 def test_int8_is_for_onnx(run, snapshot, tmp_path):
@@ -241,7 +243,7 @@ def test_onnx_has_the_third_partys_known_error(real, third_party, run,
                                                tmp_path):
     folder, lists = real
     path = tmp_path / 'x.onnx'
-    status, _, err = run(path, '--snapshot', third_party, '--raw')
+    status, _, err = run(path, '--snapshot', third_party)
     assert status == 0, err
     session = onnxruntime.InferenceSession(path)
     errors = []
@@ -257,31 +259,25 @@ def test_onnx_has_the_third_partys_known_error(real, third_party, run,
 def test_a_network_that_answers_otherwise_is_not_written(run, snapshot,
                                                          tmp_path,
                                                          monkeypatch):
-    monkeypatch.setattr(export, 'write_pt2', lambda *_: torch.zeros(2, 3))
+    monkeypatch.setattr(portable, 'write_pt2', lambda *_: torch.zeros(2, 3))
     status, _, err = run(tmp_path / 'x.pt2', '--snapshot', snapshot)
     assert status == 1 and 'angles differ from PyTorch by' in err
     assert os.listdir(tmp_path) == []
 
 
-def test_export_says_what_to_install(snapshot, tmp_path):
-    (tmp_path / 'none').mkdir()
-    (tmp_path / 'none' / 'onnxscript.py').write_text(
-        'raise ModuleNotFoundError("absent", name="onnxscript")')
-    done = run_script('export.py', tmp_path / 'x.onnx', '--snapshot',
-                      snapshot, PYTHONPATH=str(tmp_path / 'none'))
-    assert done.returncode == 1 and done.stderr == (
-        f'{tmp_path}/x.onnx: needs onnxscript: '
-        'pip install onnx onnxruntime onnxscript\n')
-    assert os.listdir(tmp_path) == ['none']
-
-
-def test_a_program_needs_no_further_package(snapshot, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, 'MISSING', 'onnx')
-    export.export(tmp_path / 'x.pt2', snapshot)
+@pytest.mark.parametrize('package', ['onnx', 'onnxscript'])
+def test_export_says_what_to_install(run, snapshot, tmp_path, monkeypatch,
+                                     package):
+    monkeypatch.setitem(sys.modules, package, None)
+    status, _, err = run(tmp_path / 'x.onnx', '--snapshot', snapshot)
+    assert status == 1 and err == (f'.onnx needs {package}: pip install onnx '
+                                   'onnxruntime onnxscript\n')
+    # A program needs neither.
+    assert run(tmp_path / 'x.pt2', '--snapshot', snapshot)[0] == 0
     assert os.listdir(tmp_path) == ['x.pt2']
 
 
 def test_another_extension_is_refused(run, snapshot, tmp_path):
     status, _, err = run(tmp_path / 'x.tflite', '--snapshot', snapshot)
-    assert status == 1 and '.onnx, .pt2' in err
+    assert status == 2 and '.onnx, .pt2' in err
     assert os.listdir(tmp_path) == []

@@ -21,8 +21,10 @@ from PIL import Image
 import datasets
 import filename_generator
 from headpose.errors import DataError
+from headpose.geometry.augment import Augmentation
 from headpose.readers import lists, mat
 from headpose.readers.images import check_image, read_image
+from headpose.readers.pool import map_files
 
 # A longer profile by hand: see tests/README.md.
 EXAMPLES = os.environ.get('HEADPOSE_FUZZ')
@@ -106,21 +108,29 @@ def outcome(function, path, *args, **kwargs):
 
 # --------------------------------------------------------------------- tests
 
-@often
-@given(st.sampled_from(range(6)), damages())
-def test_damaged_mats(tmp_path, which, damage):
-    packed, data = mats()[which]
-    path = tmp_path / 'x.mat'
-    path.write_bytes(damaged(data, damage))
-    read = outcome(mat.read_mat, path)
-    event(f'packed: {packed}, read: {read is not None}')
-    if read is None:
-        return
-    assert read[0].shape == (3,) and np.isfinite(read[0]).all()
-    assert read[1].shape[0] == 2 and np.isfinite(read[1]).all()
-    if packed:  # it has checksums: what is read is what was written
-        np.testing.assert_allclose(read[0], ANGLES, rtol=1e-6)
-        np.testing.assert_array_equal(read[1], POINTS)
+@seldom
+@given(st.lists(st.tuples(st.sampled_from(range(6)), damages()), min_size=5,
+                max_size=20))
+def test_damaged_mats(tmp_path, cases):
+    paths = [f'{tmp_path}/{number}.mat' for number in range(len(cases))]
+    for path, (which, damage) in zip(paths, cases):
+        with open(path, 'wb') as file:
+            file.write(damaged(mats()[which][1], damage))
+    # Some crash SciPy.
+    results = map_files(mat.read_mat, [(path,) for path in paths], 1)
+    for path, (which, _), result in zip(paths, cases, results, strict=True):
+        packed, bad = mats()[which][0], isinstance(result, DataError)
+        event(f'packed: {packed}, read: {not bad}')
+        if bad:
+            assert str(result).startswith(f'{path}: ')
+            assert len(str(result).splitlines()) == 1
+            continue
+        angles, pt2d = result
+        assert angles.shape == (3,) and np.isfinite(angles).all()
+        assert pt2d.shape[0] == 2 and np.isfinite(pt2d).all()
+        if packed:  # it has checksums: what is read is what was written
+            np.testing.assert_allclose(angles, ANGLES, rtol=1e-6)
+            np.testing.assert_array_equal(pt2d, POINTS)
 
 
 @often
@@ -211,7 +221,7 @@ def test_hostile_folders(tmp_path, capsys, run, names, data):
         filename_generator, '--dataset', 'AFLW2000', '--dataset_path', folder,
         '--workers', 1, '--skip_bad', '--output', tmp_path / 'list.txt')
     assert status == 0, err  # one pair at least is good
-    assert 'Traceback' not in err and 'died' not in err
+    assert 'Traceback' not in err
     assert contents(folder) == before
     listed = lists.read_list(tmp_path / 'list.txt')
     dropped, bad = out.count('\ndropped ') + out.startswith('dropped '), len(
@@ -222,8 +232,8 @@ def test_hostile_folders(tmp_path, capsys, run, names, data):
     assert len(listed) + dropped + bad >= len(found)
     # What is listed is read, by test and training; what is bad is not.
     annotations = lists.read_annotations(folder, tmp_path / 'list.txt')
-    for augment in (False, True):
-        items = datasets.PoseDataset(folder, annotations, 64, augment)
+    for augmentation in (None, Augmentation()):
+        items = datasets.PoseDataset(annotations, 64, augmentation)
         for index in range(len(listed)):
             image, angles, _ = items[0, index]
             assert image.shape == (64, 64, 3) and np.isfinite(angles).all()
@@ -237,7 +247,7 @@ def refused(folder, name, path):
     filename_generator.write_list(path, [name])
     try:
         annotations = lists.read_annotations(folder, path)
-        datasets.PoseDataset(folder, annotations, 64)[0, 0]
+        datasets.PoseDataset(annotations, 64)[0, 0]
     except DataError as error:
         return len(str(error).splitlines()) == 1
     return False

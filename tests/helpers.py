@@ -71,8 +71,9 @@ def trainer_of(model, lr=0.0, **recipe):
 def loaders(sample, batch_size=8, image_size=SIZE, **more):
     """Returns the loaders of the sample's training images."""
     return datasets.training_loaders(
-        sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt',
-        batch_size, image_size, **more)
+        datasets.read_annotations(
+            sample / '300W_LP', sample / '300W_LP' / 'filename_list.txt'),
+        batch_size=batch_size, image_sizes=(image_size,), **more)
 
 
 def headless(model):

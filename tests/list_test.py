@@ -16,7 +16,7 @@ import filename_generator
 import test_shufflenet
 from headpose.errors import DataError
 from headpose.evaluation import compare
-from headpose.readers import lists
+from headpose.readers import lists, pairs
 from headpose.training import options
 from tests.conftest import ROOT
 from tools import sample_data
@@ -142,9 +142,9 @@ def damage(folder):
     """Spoils six of nine pairs; returns their names."""
     (folder / 'image00002.mat').unlink()
     (folder / 'image00003.jpg').unlink()
-    for name in ('image00004.jpg', 'image00005.mat'):
+    for name, size in (('image00004.jpg', 9000), ('image00005.mat', 180)):
         path = folder / name
-        path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+        path.write_bytes(path.read_bytes()[:size])
     set_angle(folder / 'image00006.mat', 0, float('nan'))
     scipy.io.savemat(folder / 'image00007.mat', {'Pose_Para': [[0, 0, 0.]]})
     return [f'image0000{number}' for number in range(2, 8)]
@@ -279,7 +279,8 @@ def test_names_that_are_no_utf8_are_used(flat, generate, run, snapshot,
     (flat / 'filename_list.txt').write_bytes(
         b'\n'.join([*names[:3], b'image00003']))
     _, loader = datasets.training_loaders(
-        flat, flat / 'filename_list.txt', image_size=64, split='image')
+        lists.read_annotations(flat, flat / 'filename_list.txt'),
+        image_sizes=(64,), split='image')
     assert len(list(loader)) == 1
     status, out, err = run(
         test_shufflenet, '--gpu', -1, '--workers', 0, '--data_dir', flat,
@@ -330,7 +331,8 @@ def test_scripts_start_where_no_system_counts_cores(monkeypatch):
     monkeypatch.delattr(os, 'sched_getaffinity')
     monkeypatch.setattr(os, 'cpu_count', lambda: None)
     assert options.parse_training('', 'shufflenet', []).workers == 1
-    assert options.parse_filenames('', ['--dataset', 'AFLW2000']).workers == 1
+    assert filename_generator.parse_options(
+        ['--dataset', 'AFLW2000']).workers == 1
     monkeypatch.setattr(os, 'cpu_count', lambda: 6)
     assert options.parse_evaluation('', 'shufflenet', []).workers == 6
 
@@ -366,10 +368,11 @@ def loaded(folder, generate):
     """Lists a folder; returns its names and what training and test read."""
     status, _, err = generate('300W-LP', folder)
     assert status == 0, err
-    path = folder / 'filename_list.txt'
+    annotations = lists.read_annotations(folder, folder / 'filename_list.txt')
     arrays = [listed(folder)]
-    for loader in (datasets.evaluation_loader(folder, path, image_size=64),
-                   *datasets.training_loaders(folder, path, image_size=64)):
+    for loader in (
+            datasets.evaluation_loader(annotations, image_size=64),
+            *datasets.training_loaders(annotations, image_sizes=(64,))):
         for batch in loader:
             arrays += [np.asarray(part, float) for part in batch]
     return arrays
@@ -424,33 +427,31 @@ def test_only_pairs_whose_crop_can_be_made_are_listed(flat, generate):
     assert len(listed(flat)) == 9
 
 
-def test_a_process_that_dies_names_its_pair_and_the_rest_goes_on(
+def deadly(path, *_):
+    """Crashes on two pairs, as a decoder does."""
+    if path.endswith(('image00003', 'image00007')):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_pair_that_crashes_its_reader_is_named_and_the_rest_goes_on(
         flat, generate, monkeypatch):
-    check = filename_generator.check_pair
-
-    def deadly(folder, name, file):
-        if name in ('image00003', 'image00007'):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return check(folder, name, file)
-
     # The processes are forked with it.
-    monkeypatch.setattr(filename_generator, 'check_pair', deadly)
+    monkeypatch.setattr(pairs, 'check_pair', deadly)
     status, _, err = generate('AFLW2000', flat)
     assert status == 1 and err.count('\n') == 3
     for name in ('image00003', 'image00007'):
-        assert f'{name}: the process that read this pair died' in err
+        assert f'{name}: the process that read this file crashed' in err
     assert generate('AFLW2000', flat, '--skip_bad')[0] == 0
     assert listed(flat) == [f'image{n:05}' for n in (2, 4, 5, 6, 8, 9, 10)]
 
 
 def test_processes_check_pairs_as_one_does(nested):
-    pairs, bad = filename_generator.find_pairs(nested, '300W_LP')
-    assert len(pairs) == 24 and not bad
-    expected = [filename_generator.check_pair(nested, *pair)
-                for pair in pairs]
+    set_angle(nested / 'AFW' / 'AFW_000001_1_0.mat', 1, 1.74)
+    found, bad = pairs.find_pairs(nested, '300W_LP')
+    assert len(found) == 24 and not bad
     for workers in (1, 3):
-        assert filename_generator.check_pairs(nested, pairs,
-                                              workers) == expected
+        first, *others = pairs.check_pairs(nested, found, workers)
+        assert 'yaw of 99.69' in first and others == [None] * 23
 
 
 # ------------------------------------------------------------- its endings
@@ -464,9 +465,9 @@ def test_the_list_is_whole_or_the_old_one(flat, generate, monkeypatch):
 
     monkeypatch.setattr(os, 'fsync', full)
     status, _, err = generate('AFLW2000', flat)
-    assert status == 1 and 'No space left on device' in err
+    assert status == 1 and 'the disk is full' in err
     assert err.count('\n') == 1
-    assert listed(flat) == ['old'] and not list(flat.glob('*.tmp'))
+    assert listed(flat) == ['old'] and not list(flat.glob('*.tmp*'))
 
 
 def test_the_list_is_renamed_when_it_is_whole(flat, generate, monkeypatch):
@@ -531,6 +532,27 @@ def test_a_signal_ends_it_in_a_line(many, signals, status):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (status, '', 'Interrupted.\n')
     assert len(os.listdir(many)) == 16000
+
+
+def test_its_processes_end_with_it(many):
+    process = start(many)
+    while len(children(process)) < 3:
+        time.sleep(0.01)
+    orphans = children(process)
+    process.kill()
+    process.communicate()
+    for pid in orphans:
+        while state(pid) not in ('Z', None):
+            time.sleep(0.01)
+
+
+def state(pid):
+    """Returns a process's state, a letter; None: there is none."""
+    try:
+        with open(f'/proc/{pid}/stat', encoding='utf-8') as file:
+            return file.read().rsplit(')', 1)[1].split()[0]
+    except FileNotFoundError:
+        return None
 
 
 def test_a_closed_pipe_ends_it_without_a_word(flat):

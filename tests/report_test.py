@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 import test_shufflenet
-from headpose.evaluation import compare, report
+from headpose.evaluation import compare, metrics
 from headpose.geometry import pose
 from headpose.training.engine import Evaluation
 from shufflenet import ShuffleNet
@@ -266,7 +266,7 @@ def test_coverage_keeps_the_surest_images():
     spread = rng.uniform(1, 9, 200)
     result = Evaluation(0.0, np.arange(200), true + spread[:, None], true,
                         spread)
-    table = report.coverage_table(result)
+    table = metrics.coverage_table(result)
     assert table['images'].tolist() == [200, 190, 180, 160, 140, 120, 100]
     assert table.MAE[0] == pytest.approx(spread.mean())
     assert table.MAE.iloc[-1] == pytest.approx(np.sort(spread)[:100].mean())
@@ -287,7 +287,7 @@ def test_the_interval_holds_the_mean_and_shrinks_like_one_over_root_n():
     widths = []
     for count in (100, 400, 1600):
         values = rng.exponential(4, (count, 2))
-        low, high = report.bootstrap(values)
+        low, high = metrics.bootstrap(values)
         assert (low < values.mean(0)).all() and (values.mean(0) < high).all()
         # The normal approximation, of a mean of so many.
         np.testing.assert_allclose(

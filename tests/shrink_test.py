@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import datasets
-from headpose.geometry.augment import BLURRED, shrinkage, training_crop
+from headpose.geometry.augment import (BLURRED, Augmentation, shrinkage,
+                                       training_crop)
 from headpose.readers.images import read_image
 from headpose.readers.lists import read_annotations
 from tests.draws import drawn
@@ -55,8 +56,8 @@ def test_the_crop_of_a_smaller_image_lies_where_the_whole_ones_does(
 
 def test_a_data_sets_small_crops_are_within_a_grey_level(sample, monkeypatch):
     folder = sample / '300W_LP'
-    items = datasets.PoseDataset(folder, read_annotations(
-        folder, folder / 'filename_list.txt'), 48, augment=True)
+    items = datasets.PoseDataset(read_annotations(
+        folder, folder / 'filename_list.txt'), 48, Augmentation())
     read = []
     monkeypatch.setattr(datasets, 'read_image', lambda path, fast, shrink: (
         read.append(shrink), read_image(path, fast, shrink))[1])

@@ -38,6 +38,7 @@ import export
 import filename_generator
 import utils
 from headpose import files
+from headpose.geometry.augment import Augmentation
 from headpose.networks.fusion import for_inference
 from headpose.readers import lists
 from headpose.training import engine
@@ -151,21 +152,21 @@ def input_pipeline(data, filename_list, options):
     annotations = lists.read_annotations(data, filename_list)
     count = 64 if options.quick else 1024
     indices = [i % len(annotations.names) for i in range(count)]
-    dataset = datasets.PoseDataset(data, annotations, 224, augment=True)
+    dataset = datasets.PoseDataset(annotations, 224, Augmentation())
     old = torch.utils.data.Subset(
         original.TrainingSet(data, annotations.names), indices)
     workers = [n for n in (0, 1, 2, 4, 8, 16) if n <= os.cpu_count()]
     for number in workers[:2] if options.quick else workers:
-        ours = datasets.make_loader(dataset, datasets.Batches(indices, 32),
-                                    number)
+        ours = datasets.make_loader(
+            dataset, datasets.EpochBatchSampler(indices, 32), number)
         theirs = DataLoader(old, 32, num_workers=number,
                             persistent_workers=number > 0)
         yield {'what': f'(a) loading, {number} workers', 'unit': 'images/s',
                **take_turns(lambda: list(map(len, ours)),
                             lambda: list(map(len, theirs)), options, count)}
     small, whole = (datasets.make_loader(
-        datasets.PoseDataset(data, annotations, size, augment=True),
-        datasets.Batches(indices, 32), 0) for size in SIZES)
+        datasets.PoseDataset(annotations, size, Augmentation()),
+        datasets.EpochBatchSampler(indices, 32), 0) for size in SIZES)
     yield against('224 pixels', {
         'what': f'(a) loading, {SIZES[0]} pixels, 0 workers',
         'unit': 'images/s',
@@ -265,16 +266,16 @@ def epochs(data, filename_list, options):
                                        memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(model.parameter_groups(1e-5),
                                       fused=True)
-        batches = datasets.Batches(
+        batches = datasets.EpochBatchSampler(
             [i % len(annotations.names) for i in range(count)],
             recipe.get_default('batch_size'))
         loader = datasets.make_loader(
-            datasets.PoseDataset(data, annotations, options.size, True),
+            datasets.PoseDataset(annotations, options.size, Augmentation()),
             batches, workers, options.device)
-        trainer = engine.Trainer(model, optimizer, Recipe(
-            amp=utils.choose_precision('auto', options.device,
-                                       model.config['network'])),
-            options.device)
+        amp = utils.choose_precision('auto', options.device,
+                                     model.config['network'])
+        trainer = engine.Trainer(model, optimizer, Recipe(amp=amp),
+                                 options.device)
         row = take_turns(
             partial(engine.train_epoch, trainer, loader),
             partial(engine.train_epoch, trainer, InMemory(loader)),
@@ -382,7 +383,7 @@ def runtimes(folder, options):
         snapshot = os.path.join(folder, 'network.pkl')
         torch.save({'network': model.config, 'model': model.state_dict(),
                     'options': {'image_size': size}}, snapshot)
-        export.export(path, snapshot)
+        export.main([path, '--snapshot', snapshot])
         fast = for_inference(model)
         functions = {
             'plain PyTorch': lambda x: model(torch.from_numpy(x)),
@@ -411,8 +412,8 @@ def shipped_exports(folder, options):
     paths = {precision: os.path.join(folder, f'{precision}.onnx')
              for precision in PRECISIONS}
     for precision, path in paths.items():
-        export.export(path, SHIPPED, True, precision, data_dir=faces,
-                      filename_list=filename_list)
+        export.main([path, *[f'--{precision}'] * (precision != 'float32'),
+                     '--data_dir', faces, '--filename_list', filename_list])
     images, true = test_crops(heads, listed('AFLW2000', heads, folder))
     functions = {name: session(path) for name, path in paths.items()}
     functions['OpenVINO'] = compiled(paths['float32'])
@@ -437,7 +438,8 @@ def test_crops(data, filename_list):
     The crops are a uint8 array (N, size, size, 3).
     """
     loader = datasets.evaluation_loader(
-        data, filename_list, image_size=trained_size(read_checkpoint(SHIPPED)))
+        lists.read_annotations(data, filename_list),
+        image_size=trained_size(read_checkpoint(SHIPPED)))
     images, angles = zip(*[batch[:2] for batch in loader])
     return (torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy(),
             np.concatenate(angles))

@@ -14,8 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import filename_generator
-from datasets import evaluation_loader
-from headpose.evaluation.report import coverage_table, range_table
+from datasets import evaluation_loader, read_annotations
+from headpose.evaluation.metrics import coverage_table, range_table
 from headpose.files import atomic
 from headpose.geometry.pose import AXES, rotation_errors
 from headpose.networks.fusion import for_inference
@@ -30,8 +30,9 @@ PICTURE = '.github/faces_yaw.png'
 def evaluate(snapshot, data, filename_list, landmarks, flip=False):
     """Returns a checkpoint's `Evaluation` on the listed images."""
     model, content = load_network(snapshot, rebuild)
-    loader = evaluation_loader(data, filename_list, landmarks=landmarks,
-                               image_size=trained_size(content))
+    loader = evaluation_loader(
+        read_annotations(data, filename_list, landmarks),
+        image_size=trained_size(content))
     return engine.evaluate(for_inference(model), loader, flip=flip)
 
 

@@ -62,7 +62,7 @@ def exported(name, size, folder):
                       for ending in ('.pkl', '.onnx'))
     torch.save({'network': model.config, 'model': model.state_dict(),
                 'options': {'image_size': size}}, snapshot)
-    export.export(path, snapshot, raw=True)
+    export.main([path, '--snapshot', snapshot])
     return path
 
 

@@ -1,8 +1,4 @@
-"""Images: those in a folder, and the pixels of one.
-
-Files are taken for what strangers made them: whatever is in one, it is read
-as what it says, or refused in one line that names it.
-"""
+"""Images: those in a folder, and the pixels of one."""
 import contextlib
 import io
 import os
@@ -18,20 +14,20 @@ from headpose.files import printable, read_bytes
 # Of an image's file, in any case; the lists' names are without.
 ENDINGS = ('.jpg', '.jpeg', '.png')
 MAX_FILE = 2 ** 28  # bytes of an image's file
-MAX_PIXELS = 178_956_970  # beyond it Pillow takes a file for an attack
-JPEG = b'\xff\xd8'  # the first bytes of one
+MAX_PIXELS = 178_956_970  # Pillow takes a file with more for an attack
+JPEG = b'\xff\xd8'  # a JPEG's first bytes
 CMYK = ('CMYK', 'YCCK')  # colours that simplejpeg does not convert
-# What else is read as an image, by its bytes and whatever its name's ending.
+# Other formats that are read, whatever the ending of a file's name.
 FORMATS = ('PNG', 'BMP', 'GIF', 'TIFF', 'WEBP')
 
 
-def find_images(data_dir, subfolder=''):
-    """Finds the images in a folder.
+def find_images(data_dir, subfolder='', endings=ENDINGS):
+    """Finds the images, or files with other endings, in a folder.
 
     Returns:
         A dict: names relative to `data_dir`, without extension, to the list
-        of image files that have it; where there are two, nobody knows which
-        of them the labels are of.
+        of files of that name; of two images, nobody knows which the labels
+        are of.
 
     Raises:
         OSError: the folder cannot be read.
@@ -40,24 +36,28 @@ def find_images(data_dir, subfolder=''):
     for file in sorted(os.listdir(os.path.join(data_dir, subfolder))):
         name, extension = os.path.splitext(file)
         # ._NAME is what macOS leaves beside NAME on foreign disks.
-        if extension.lower() in ENDINGS and not file.startswith('._'):
+        if extension.lower() in endings and not file.startswith('._'):
             images.setdefault(os.path.join(subfolder, name), []).append(
                 os.path.join(subfolder, file))
     return images
 
 
+def two_images(name, others):
+    """Returns why a name with several image files cannot be used."""
+    others = ', '.join(printable(os.path.basename(file)) for file in others)
+    return f'there is {others} too: which one is {printable(name)}.mat of?'
+
+
 def read_image(path, fast=False, shrink=1):
     """Reads an image as an RGB array (H, W, 3), or not at all.
 
-    What libjpeg warns of, it guesses: half a picture of grey, a shift of
+    Where libjpeg warns it guesses: half a picture of grey, a shift of
     colours.  Pillow does not pass the warnings on; simplejpeg does, and its
     pixels are Pillow's, bit for bit (1,500 images of 300W-LP and AFLW2000).
-    Only a JPEG whose colours are sampled in a way that simplejpeg does not
-    know is Pillow's to judge.
 
     Args:
         path: of the file.
-        fast: interpolate colours between their samples as simply as can be;
+        fast: interpolate colours between their samples in the simplest way;
             the mean difference is 0.4 grey levels (51 images of 300W-LP).
         shrink: 1, 2, 4 or 8: read it so many times smaller, rounded up.
 
@@ -67,32 +67,21 @@ def read_image(path, fast=False, shrink=1):
     """
     data = read_bytes(path, MAX_FILE)
     with image_faults(path):
-        if data.startswith(JPEG):
-            return decode_jpeg(data, fast, shrink)
-        return np.asarray(Image.fromarray(decode_other(data)).reduce(shrink))
+        return decode(data, fast, shrink)[0]
 
 
 def check_image(path):
-    """Reads an image's every byte, and returns its width and height.
+    """Decodes an image, and returns its width and height.
 
-    A JPEG is decoded at an eighth of its size, which takes a third of the
-    time and misses nothing: its colours' bits are all gone through.
+    At an eighth of its size a JPEG is decoded in a third of the time, and no
+    damage is missed: its bits are all gone through.
 
     Raises:
         DataError: as `read_image`.
     """
     data = read_bytes(path, MAX_FILE)
     with image_faults(path):
-        if not data.startswith(JPEG):
-            return decode_other(data).shape[1::-1]
-        width, height, colors = jpeg_header(data)
-        if not colors:
-            return decode_jpeg(data).shape[1::-1]
-        simplejpeg.decode_jpeg(
-            data, 'CMYK' if colors in CMYK else 'GRAY', fastdct=True,
-            fastupsample=True, min_height=max(1, height // 8),
-            min_width=max(1, width // 8))
-        return width, height
+        return decode(data, True, 8)[1]
 
 
 @contextlib.contextmanager
@@ -107,59 +96,45 @@ def image_faults(path):
                     f'{str(error) or type(error).__name__})') from None
 
 
-def check_pixels(width, height):
-    """Raises ValueError where an image would fill the memory."""
-    if width * height > MAX_PIXELS:
-        raise ValueError(f'{width} x {height} pixels are more than '
-                         f'{MAX_PIXELS:,}')
+def decode(data, fast, shrink):
+    """Decodes an image: see `read_image`; raises whatever decoders raise.
 
-
-def jpeg_header(data):
-    """Returns a JPEG's width and height, and its colours' name.
-
-    The colours are None where simplejpeg does not know how they are sampled,
-    though others do (4:1:0, and CMYK's odd ones).
-
-    Raises:
-        ValueError: the header is damaged, or claims too many pixels.
+    Returns:
+        RGB array, and the image's own width and height.
     """
+    if not data.startswith(JPEG):
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_pixels(*image.size)
+            if image.mode.startswith(('I', 'F')):
+                # Pillow would cut off what is above 255.
+                raise ValueError('its grey levels have more than 8 bits')
+            image.verify()  # a PNG's checksums, which decoding passes over
+        return decode_with_pillow(data, FORMATS, shrink)
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         if 'subsampling' not in str(error):
             raise
-        with Image.open(io.BytesIO(data), formats=['JPEG']) as image:
-            (width, height), colors = image.size, None
+        # Colours sampled in a rare way (4:1:0) are Pillow's to judge.
+        return decode_with_pillow(data, ['JPEG'], shrink)
     check_pixels(width, height)
-    return width, height, colors
+    if colors in CMYK:
+        simplejpeg.decode_jpeg(data, 'CMYK')  # strictly; Pillow converts
+        return decode_with_pillow(data, ['JPEG'], shrink)
+    return simplejpeg.decode_jpeg(
+        data, fastupsample=fast, min_height=-(-height // shrink),
+        min_width=-(-width // shrink)), (width, height)
 
 
-def decode_jpeg(data, fast=False, shrink=1):
-    """Decodes a JPEG: see `read_image`; raises what Pillow does, too."""
-    width, height, colors = jpeg_header(data)
-    if colors and colors not in CMYK:
-        return simplejpeg.decode_jpeg(
-            data, fastupsample=fast, min_height=-(-height // shrink),
-            min_width=-(-width // shrink))
-    if colors:
-        simplejpeg.decode_jpeg(data, 'CMYK')  # to be strict; Pillow converts
-    with Image.open(io.BytesIO(data), formats=['JPEG']) as image:
-        return np.asarray(image.convert('RGB').reduce(shrink))
-
-
-def decode_other(data):
-    """Decodes an image that is no JPEG with Pillow, which raises anything."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+def decode_with_pillow(data, formats, shrink):
+    """Decodes an image with Pillow; see `decode`."""
+    with Image.open(io.BytesIO(data), formats=formats) as image:
         check_pixels(*image.size)
-        if image.mode.startswith(('I', 'F')):
-            # Pillow would cut what is above 255 off.
-            raise ValueError('its grey levels have more than 8 bits')
-        image.verify()  # a PNG's checksums, which decoding passes over
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return np.asarray(image.convert('RGB'))
+        return np.asarray(image.convert('RGB').reduce(shrink)), image.size
 
 
-def two_images(files, name):
-    """Returns why a name with several image files cannot be used."""
-    others = ', '.join(printable(os.path.basename(file)) for file in files[1:])
-    return f'there is {others} too: which one is {printable(name)}.mat of?'
+def check_pixels(width, height):
+    """Raises ValueError where an image would fill the memory."""
+    if width * height > MAX_PIXELS:
+        raise ValueError(f'{width} x {height} pixels are more than '
+                         f'{MAX_PIXELS:,}')

@@ -1,11 +1,4 @@
-"""300W-LP and AFLW2000-3D: lists of names, and what the files of all say.
-
-Angles are in degrees, in the order yaw, pitch, roll.  Nothing here needs
-PyTorch, which takes seconds to import: filename_generator.py does without.
-
-Files are taken for what strangers made them: whatever is in one, it is read
-as what it says, or refused in one line that names it.
-"""
+"""Filename lists, and the annotations of the images that they name."""
 import contextlib
 import os
 import re
@@ -14,35 +7,30 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from headpose.errors import fault
+from headpose.errors import DataError, fault
 from headpose.files import printable
 from headpose.geometry.pose import MAX_ANGLE, beyond_range
 from headpose.readers.images import ENDINGS, find_images, two_images
 from headpose.readers.mat import read_labels
+from headpose.readers.pool import map_files
 
 
 class Annotations(NamedTuple):
-    """What the files of N listed images say, in the list's order."""
+    """The labels of N listed images, in the list's order."""
+    data_dir: str       # the folder that names and images are relative to
     names: list         # N strings, without extension
     angles: np.ndarray  # (N, 3) float32, degrees: yaw, pitch, roll
     boxes: np.ndarray   # (N, 4) float64, pixels: x_min, y_min, x_max, y_max
     images: list        # N strings: the names with their image's extension
     groups: list = None  # N strings: what a split keeps together; or None
-    table: str = None    # start of the SHA-256 of the table they come from
-    frames: dict = None  # BIWI: frames in the folder, by sequence
-
-
-# ----------------------------------------------------------------- .mat files
-
-
-# ---------------------------------------------------------- lists and labels
+    table: str = None    # start of the SHA-256 of the table of labels
+    frames: dict = None  # BIWI: number of frames in the folder, by sequence
 
 
 def list_lines(data):
-    """Returns the names in the bytes of a list, and their lines' numbers.
+    """Returns the line numbers and names in the bytes of a list.
 
-    A name may have bytes that are no UTF-8; Python's functions of files take
-    such a name as it is read here.
+    Bytes that are no UTF-8 become surrogates, as in Python's file names.
 
     Raises:
         ValueError: the bytes are no text.
@@ -62,18 +50,18 @@ def can_be_listed(name):
 
 
 def read_list(path):
-    """Returns the names in a filename_list.txt, one a line, normalised.
+    """Returns the names in a filename_list.txt; see `read_numbered_list`."""
+    return list(read_numbered_list(path))
+
+
+def read_numbered_list(path):
+    """Returns a dict of a list's names, normalised, to their lines' numbers.
 
     Raises:
-        DataError: there is no such file, it is empty, or a name leaves the
-            data folder or is listed twice: the images would be counted twice,
-            and be on both sides of the split.
+        DataError: there is no such file, the list is empty, or a name leaves
+            the data folder or is listed twice (its image would count twice,
+            and could be on both sides of the split).
     """
-    return [name for _, name in read_list_lines(path)]
-
-
-def read_list_lines(path):
-    """Returns the lines' numbers and names of a list; see `read_list`."""
     try:
         with open(path, 'rb') as file:
             lines = list_lines(file.read())
@@ -84,18 +72,17 @@ def read_list_lines(path):
         raise fault(path, 'is not a text file in UTF-8') from None
     if not lines:
         raise fault(path, 'lists no image')
-    first = {}
-    for row, (number, line) in enumerate(lines):
+    names = {}
+    for number, line in lines:
         name = os.path.normpath(line)
         if leaves_folder(name):
             raise fault(path, f'line {number}: {printable(line)} lies outside '
                         'the data folder, which names are relative to')
-        if name in first:
+        if name in names:
             raise fault(path, f'line {number}: {printable(line)} is listed '
-                        f'already, in line {first[name]}')
-        first[name] = number
-        lines[row] = number, name
-    return lines
+                        f'already, in line {names[name]}')
+        names[name] = number
+    return names
 
 
 def leaves_folder(name):
@@ -104,22 +91,22 @@ def leaves_folder(name):
 
 
 def listed_images(data_dir, filename_list):
-    """Returns the names in a list, and the image file of each.
+    """Returns a dict of the names in a list to their image files.
 
     Raises:
-        DataError: see `read_list`; or a name has no image, or two.
+        DataError: a name has no image, or two.
     """
-    names, images, folders = [], [], {}
-    for number, name in read_list_lines(filename_list):
+    images, folders = {}, {}
+    for name, number in read_numbered_list(filename_list).items():
         folder = os.path.dirname(name)
         if folder not in folders:
             folders[folder] = {}
-            with contextlib.suppress(OSError):  # its images are not there
+            with contextlib.suppress(OSError):  # no folder has no images
                 folders[folder] = find_images(data_dir, folder)
         files = folders[folder].get(name, [])
         if len(files) > 1:
             raise fault(os.path.join(data_dir, files[0]),
-                        two_images(files, name))
+                        two_images(name, files[1:]))
         if not files:
             extension = os.path.splitext(name)[1].lower()
             raise fault(
@@ -128,36 +115,33 @@ def listed_images(data_dir, filename_list):
                 + (': lists hold names without .jpg or .mat, one a line, and '
                    'nothing else' if name.startswith('#')
                    or extension in (*ENDINGS, '.mat') else ''))
-        names.append(name)
-        images += files
-    return names, images
+        images[name], = files
+    return images
 
 
 def read_annotations(data_dir, filename_list, landmarks='visible'):
-    """Reads the .mat files of all listed images, once, before any training.
-
-    Args:
-        data_dir: the folder that the listed names are relative to.
-        filename_list: a file that filename_generator.py wrote.
-        landmarks: see `face_box`.
+    """Reads the .mat files of all listed images; see `mat.face_box`.
 
     Raises:
         DataError: a listed file is missing, damaged or out of range.
     """
     if not os.path.isdir(data_dir):
         raise fault(data_dir, 'no such data folder')
-    names, images = listed_images(data_dir, filename_list)
-    angles, boxes = np.empty((len(names), 3)), np.empty((len(names), 4))
-    bar = tqdm(names, 'reading .mat files', leave=False, disable=None)
-    for row, name in enumerate(bar):
-        path = os.path.join(data_dir, name + '.mat')
-        angles[row], boxes[row] = read_labels(path, landmarks)
-        beyond = beyond_range(angles[row])
-        if beyond:
+    images = listed_images(data_dir, filename_list)
+    items = [(os.path.join(data_dir, name + '.mat'), landmarks)
+             for name in images]
+    labels = list(tqdm(map_files(read_labels, items), 'reading .mat files',
+                       len(items), leave=False, disable=None))
+    for (path, _), label in zip(items, labels):
+        if isinstance(label, DataError):
+            raise label
+        if beyond := beyond_range(label[0]):
             raise fault(path, f'{beyond}; filename_generator.py leaves such '
                         'images out of the list')
+    angles, boxes = map(np.array, zip(*labels))
     angles = angles.clip(-MAX_ANGLE, MAX_ANGLE).astype(np.float32)
-    return Annotations(names, angles, boxes, images)
+    return Annotations(data_dir, list(images), angles, boxes,
+                       list(images.values()))
 
 
 def photograph(name):

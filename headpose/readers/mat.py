@@ -1,146 +1,26 @@
-"""Numbers out of MATLAB's .mat files, level 5 (-v6 and -v7).
+"""The angles and the face box in a .mat file of 300W-LP or AFLW2000.
 
-SciPy's reader, in a compiled language, ends the process on some damaged files
-(7 of 2,000), and unpacks as many gigabytes as one claims.  This one, as fast
-on small files, looks for damage everywhere and takes out arrays of numbers
-alone, in Python, where the worst is an exception.
+SciPy can crash on a damaged file: strangers' files are read by
+`pool.map_files`.
 """
-import itertools
-import struct
-import zlib
+import io
+import warnings
 
 import numpy as np
+import scipy.io
 
 from headpose.errors import DataError, fault
-from headpose.files import read_bytes
+from headpose.files import printable, read_bytes
 from headpose.geometry.crop import crop_problem
 
-WANTED = ('Pose_Para', 'pt2d')  # of a .mat file's arrays
-MAX_MAT = 2 ** 26  # bytes that a file unpacks to; one of 300W-LP has 10 KB
-
-# "MAT-File Format", The MathWorks: the types of data elements that are
-# numbers, and the two that hold other elements.
-NUMBERS = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4',
-           9: 'f8', 12: 'i8', 13: 'u8'}
-MATRIX, COMPRESSED = 14, 15
-NUMERIC_CLASSES = range(6, 16)  # of arrays: double to uint64
-LOGICAL, COMPLEX = 0x200, 0x800  # of an array's flags
-
-
-def read_fields(data, wanted):
-    """Reads numeric arrays from the bytes of a .mat file.
-
-    Args:
-        data: bytes.
-        wanted: names (str) of arrays.
-
-    Returns:
-        A dict of names to arrays; what the file has not is not in it.
-
-    Raises:
-        ValueError, zlib.error: the bytes are damaged or of another format,
-            or an array is not one of real numbers.
-    """
-    order, version = {b'\0\1IM': ('<', 5), b'\1\0MI': ('>', 5),
-                      b'\0\2IM': ('<', 7.3), b'\2\0MI': ('>', 7.3)}.get(
-                          data[124:128], (None, None))
-    if version == 7.3 or data.startswith(b'\x89HDF'):
-        raise ValueError('MATLAB 7.3, which is HDF5: save it with -v7')
-    if version is None:
-        raise ValueError("not MATLAB's -v6 or -v7")
-    fields, left = {}, MAX_MAT
-    for kind, content in elements(data[128:], order, aligned=False):
-        if kind == COMPRESSED:
-            content = unpacked(content, left)
-            left -= len(content)
-            kind, content = next(elements(content, order), (None, b''))
-        if kind != MATRIX:
-            raise ValueError(f'an element of type {kind} where an array '
-                             'should be')
-        parts = list(itertools.islice(elements(content, order), 4))
-        if len(parts) < 3:
-            raise ValueError('an array has no name')
-        (_, flags), (_, shape), (_, name), *values = parts
-        name = name.decode('latin-1')
-        if name in wanted:
-            try:
-                fields[name] = numeric_array(flags, shape, values, order)
-            except ValueError as error:
-                raise ValueError(f'{name}: {error}') from None
-    return fields
-
-
-def elements(data, order, aligned=True):
-    """Yields the types and the contents of data elements, int and bytes.
-
-    Args:
-        data: bytes that elements follow each other in.
-        order: of the bytes of numbers, '<' or '>'.
-        aligned: each element starts at a multiple of 8 bytes.
-
-    Raises:
-        ValueError: the bytes end within an element.
-    """
-    start = 0
-    while start < len(data):
-        if start + 8 > len(data):
-            raise ValueError('it ends too early')
-        kind, size = struct.unpack_from(order + 'II', data, start)
-        first = start + 8
-        if kind >> 16:  # up to 4 bytes, in the tag itself
-            kind, size, first = kind & 0xffff, kind >> 16, start + 4
-            if size > 4:
-                raise ValueError('an element is too large for its place')
-        if first + size > len(data):
-            raise ValueError('it ends too early')
-        yield kind, data[first:first + size]
-        start = max(first + size, start + 8)
-        start += -start % 8 if aligned else 0
-
-
-def unpacked(data, limit):
-    """Returns what a compressed element holds.
-
-    Raises:
-        ValueError: that is more than `limit` bytes, or incomplete.
-        zlib.error: it is damaged.
-    """
-    stream = zlib.decompressobj()
-    content = stream.decompress(data, limit + 1)
-    if len(content) > limit:
-        raise ValueError(f'it unpacks to more than {MAX_MAT:,} bytes')
-    if not stream.eof:
-        raise ValueError('a packed array ends too early')
-    return content
-
-
-def numeric_array(flags, shape, values, order):
-    """Returns an array, given what its data elements hold.
-
-    Args:
-        flags, shape: bytes.
-        values: empty, or a list that starts with a type and bytes.
-        order: of the bytes of numbers, '<' or '>'.
-
-    Raises:
-        ValueError: it holds text, truth values or complex numbers, or other
-            arrays; or as many values as its shape does not have.
-    """
-    flags, = np.frombuffer(flags, order + 'u4', 1)
-    if flags & 0xff not in NUMERIC_CLASSES or flags & (LOGICAL | COMPLEX):
-        raise ValueError('is no array of real numbers')
-    kind, numbers = values[0] if values else (None, b'')
-    if kind not in NUMBERS:
-        raise ValueError(f'numbers of an unknown type, {kind}')
-    shape = np.frombuffer(shape, order + 'i4')
-    if min(shape, default=0) < 0:
-        raise ValueError('a side of an array is negative')
-    return np.frombuffer(numbers, order + NUMBERS[kind]).reshape(shape,
-                                                                 order='F')
+WANTED = ('Pose_Para', 'pt2d')
+# Bytes of a file; the releases' have some 10,000.  A packed file may unpack
+# to a thousand times its size.
+MAX_MAT = 2 ** 22
 
 
 def read_mat(path):
-    """Reads one .mat file of 300W-LP or AFLW2000.
+    """Reads one .mat file.
 
     Returns:
         angles: float64 array (3,), degrees: yaw, pitch, roll.
@@ -150,36 +30,45 @@ def read_mat(path):
         DataError: the file is missing, damaged, or has no finite Pose_Para
             and pt2d.
     """
+    data = read_bytes(path, MAX_MAT)
     try:
-        fields = read_fields(read_bytes(path, MAX_MAT), WANTED)
-        pose, pt2d = (fields[name].astype(np.float64)
-                      for name in WANTED)
-    except DataError:
-        raise
-    except KeyError as error:
-        raise fault(path, f'has no {error.args[0]}') from None
-    except (ValueError, zlib.error) as error:
-        raise fault(path, f'not a readable .mat file ({error})') from None
-    pose = pose.ravel()
+        with warnings.catch_warnings(action='ignore'):
+            fields = scipy.io.loadmat(io.BytesIO(data), variable_names=WANTED)
+        pose, pt2d = (real_array(name, fields.get(name)) for name in WANTED)
+    except NotImplementedError:
+        raise fault(path, 'is of MATLAB 7.3: save it with -v7') from None
+    except Exception as error:  # SciPy documents no list of errors
+        raise fault(path, 'not a readable .mat file ('
+                    f'{printable(str(error))})') from None
     if pose.size < 3 or pt2d.ndim != 2 or len(pt2d) != 2 or not pt2d.size:
         raise fault(path, 'expected Pose_Para with at least 3 values and '
                     f'pt2d of shape (2, K), found {pose.size} and '
                     f'{pt2d.shape}')
-    if not (np.isfinite(pose[:3]).all() and np.isfinite(pt2d).all()):
+    pitch, yaw, roll = pose.ravel()[:3]
+    if not np.isfinite([pitch, yaw, roll, *pt2d.ravel()]).all():
         raise fault(path, 'Pose_Para or pt2d is not finite')
-    return np.degrees(pose[[1, 0, 2]]), pt2d  # the file: pitch, yaw, roll
+    return np.degrees([yaw, pitch, roll]), pt2d
+
+
+def real_array(name, values):
+    """Returns a field of a .mat file as float64; ValueError: it is no array.
+
+    Text, complex numbers and arrays of arrays are among SciPy's answers.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in 'fiu':
+        raise ValueError(f'{name} is no array of real numbers'
+                         if values is not None else f'it has no {name}')
+    return array.astype(np.float64)
 
 
 def face_box(pt2d, landmarks='visible'):
     """Returns the landmarks' box: x_min, y_min, x_max, y_max.
 
-    AFLW2000 marks landmarks that cannot be seen with x = -1 (their y is then
-    452).  'visible' leaves them out; 'raw', the published protocol, takes
-    them for points of the face.
-
     Args:
-        pt2d: array (2, K).
-        landmarks: 'visible' or 'raw'.
+        pt2d: array (2, K); AFLW2000's unseen landmarks have x = -1.
+        landmarks: 'visible' leaves unseen landmarks out; 'raw', the published
+            protocol, takes them for points of the face.
 
     Raises:
         DataError: the box has no area, or cannot be cropped.
@@ -189,8 +78,7 @@ def face_box(pt2d, landmarks='visible'):
     if not pt2d.size or np.ptp(pt2d, axis=1).min() <= 0:
         raise DataError('the landmarks of pt2d span no box')
     box = np.concatenate((pt2d.min(1), pt2d.max(1)))
-    problem = crop_problem(box)
-    if problem:
+    if problem := crop_problem(box):
         raise DataError(problem)
     return box
 

@@ -1,38 +1,29 @@
-r"""One's own labels: a table of images, face boxes and angles.
+"""One's own labels: a table of images, face boxes and angles.
 
-The table, mine.csv:
+The table, mine.csv, and the folder, pictures/, with anna/01.jpg in it:
 
     image,x_min,y_min,x_max,y_max,yaw,pitch,roll,group
     anna/01.jpg,120,80,310,330,-12.5,4,1.5,anna
 
-pictures/ is the folder, with anna/01.jpg in it:
-
     python filename_generator.py --labels mine.csv --dataset_path pictures
-    python test_shufflenet.py --labels mine.csv --data_dir pictures \
+    python test_shufflenet.py --labels mine.csv --data_dir pictures \\
         --snapshot checkpoints/shufflenet_faces.pkl --save_viz
     python train_shufflenet.py --labels mine.csv --data_dir pictures
     python test_shufflenet.py --labels mine.csv --data_dir pictures
 
-The first line checks everything, and names what is wrong by its line; its
-list of what is usable is for --filename_list, without which all rows are
-used.  The second draws what the shipped network sees, and writes its angles
-and the table's below each other into output/images/: where one of the three
-has the other sign, or another order, in picture after picture, the table's
-convention is not this project's.  This is: degrees; positive yaw turns the
-face to the left of the image, positive pitch lifts the chin, positive roll
-tilts the head clockwise as we see it (pose.py has it in full).
+The first command names the lines that are wrong, and lists the others for
+--filename_list, without which all rows are used.  The second writes the
+shipped network's angles and the table's below each other into output/images/:
+where one of the three has the other sign, or another order, in picture after
+picture, the table's convention is not this project's (geometry/pose.py).
 
 The separator is a comma or a semicolon, decimals take a point, columns come
-in any order and others are ignored.  The image's is called image, path or
-file, and is relative to the data folder.  The box, in pixels, goes around the
-face from brows to chin; tl_x, tl_y, br_x, br_y are its names, too.  Images of
-one group (a person, a video) stay on one side of the training split; without
-that column names decide, as they do for 300W-LP (`lists.photograph`).
-
-The list that Opal23 publishes for BIWI (github.com/pcr-upm/opal23_headpose,
-annotations/biwi_ann.txt) is read as it is: a # before the names of the
-columns, yaw with the opposite sign.  With `--dataset BIWI` only its boxes
-are taken, see biwi.py.
+in any order, and other columns are ignored.  The box, in pixels, goes around
+the face from brows to chin.  Images of one group (a person, a video) stay on
+one side of the training split; without that column names decide, as for
+300W-LP (`lists.photograph`).  Opal23's list for BIWI
+(github.com/pcr-upm/opal23_headpose, annotations/biwi_ann.txt) is read as it
+is, yaw with the opposite sign.
 """
 import csv
 import hashlib
@@ -47,17 +38,17 @@ from headpose.files import printable, read_bytes
 from headpose.geometry.crop import crop_problem
 from headpose.geometry.pose import AXES, MAX_ANGLE, beyond_range
 from headpose.readers.lists import (Annotations, can_be_listed, leaves_folder,
-                                    read_list_lines)
+                                    read_numbered_list)
 
 MAX_TABLE = 2 ** 28  # bytes
-IMAGE = ('image', 'path', 'file')
-BOXES = (('x_min', 'y_min', 'x_max', 'y_max'),
-         ('tl_x', 'tl_y', 'br_x', 'br_y'))
-GROUP = 'group'
+BOX = ('x_min', 'y_min', 'x_max', 'y_max')
+# Our names of columns, and others' that are taken for them.
+OTHER_NAMES = {'image': ('path', 'file'), 'x_min': ('tl_x',),
+               'y_min': ('tl_y',), 'x_max': ('br_x',), 'y_max': ('br_y',)}
 # Opal23's columns, after a #, and its signs: its AFLW2000 list has image00004
 # at -68.155, whose Pose_Para has 68.155; its BIWI list has 12/frame_00003 at
 # -9.327, which HopeNet's conversion of its pose.txt puts at 9.327.
-OPAL23 = ('image', 'tl_x', 'tl_y', 'br_x', 'br_y', *AXES)
+OPAL23 = ['#', 'image', 'tl_x', 'tl_y', 'br_x', 'br_y', *AXES]
 OPAL23_SIGNS = (-1, 1, 1)
 LONGEST = 40  # characters of a cell that a message shows
 
@@ -72,8 +63,8 @@ class Row(NamedTuple):
     group: str          # or None
 
 
-class Table(NamedTuple):
-    """What a file says."""
+class LabelTable(NamedTuple):
+    """A file's rows."""
     path: str
     rows: list   # of `Row`
     bad: list    # a line of text for each row that cannot be used
@@ -81,57 +72,53 @@ class Table(NamedTuple):
 
 
 def read_table(path, with_angles=True):
-    """Reads a table of labels.
-
-    Args:
-        path: of the file.
-        with_angles: False leaves them, and whether there are any, alone.
+    """Reads a table of labels, a `LabelTable`, with or without angles.
 
     Raises:
-        DataError: it is no table, lacks a column, or has no row.
+        DataError: the file is no table, lacks a column, or has no row.
     """
     data = read_bytes(path, MAX_TABLE)
     (line, header), *records = read_records(path, data)
-    columns, places, signs = find_columns(f'{printable(path)}: line {line}',
-                                          header, with_angles)
-    rows, bad, first = [], [], {}
+    names, signs = column_names(path, line, header)
+    axes = AXES if with_angles else ()
+    missing = [name for name in ('image', *BOX, *axes) if name not in names]
+    if missing:
+        raise fault(path, f'line {line}: there is no column '
+                    f'{", ".join(missing)}; wanted are image (or path, file), '
+                    'x_min, y_min, x_max, y_max (or tl_x, tl_y, br_x, br_y)'
+                    + ', yaw, pitch, roll' * with_angles)
+    if not records:
+        raise fault(path, 'has no row below the names of its columns')
+    rows, bad, lines = [], [], {}
     for line, cells in records:
         where = f'{printable(path)}: line {line}'
         try:
-            row = read_row(where, cells, columns, places, signs)
-            if row.name in first:
+            row = read_row(where, names, cells, axes, signs)
+            if row.name in lines:
                 raise DataError(f'{printable(row.image)} is listed already, '
-                                f'in line {first[row.name]}')
+                                f'in line {lines[row.name]}')
         except DataError as error:
             bad.append(f'{where}: {error}')
         else:
-            first[row.name] = line
+            lines[row.name] = line
             rows.append(row)
-    if not records:
-        raise fault(path, 'has no row below the names of its columns')
-    return Table(path, rows, bad, hashlib.sha256(data).hexdigest()[:16])
+    return LabelTable(path, rows, bad, hashlib.sha256(data).hexdigest()[:16])
 
 
 def read_records(path, data):
-    """Returns the first line's number and the cells of each record.
+    """Returns line numbers and cells of the records in a file's bytes.
 
-    The first has the names of the columns.
-
-    Args:
-        path: for messages.
-        data: the file's bytes.
+    The first has the names of columns.
 
     Raises:
-        DataError: these are no records of several cells.
+        DataError: the bytes are no records of several cells.
     """
     if b'\0' in data:  # UTF-16, or no text at all
         raise fault(path, 'is not a text file in UTF-8')
     text = data.decode('utf-8-sig', 'surrogateescape')
-    top = text.lstrip().splitlines()[:1]
-    if not top:
-        raise fault(path, 'is empty')
-    separator = max(',;', key=top[0].count)
-    if separator not in top[0]:
+    header = (text.lstrip().splitlines() or [','])[0]
+    separator = max(',;', key=header.count)
+    if separator not in header:
         raise fault(path, 'line 1: there is no comma and no semicolon '
                     'between the names of columns')
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=separator,
@@ -150,100 +137,70 @@ def read_records(path, data):
     return records
 
 
-def find_columns(where, header, with_angles=True):
-    """Finds what a table has where.
-
-    Args:
-        where: the file and the line.
-        header: the names of its columns.
-        with_angles: they must be among them.
-
-    Returns:
-        The columns' names, a dict of our names (image, x_min ..., yaw ...,
-        group) to their places, and the signs of the angles.
+def column_names(path, line, header):
+    """Returns our names of a table's columns, and the signs of its angles.
 
     Raises:
-        DataError: a column is missing, or there twice.
+        DataError: two columns in the header, a list of names, have one name.
     """
     names = [name.lower() for name in header]
-    while names and not names[-1]:  # Opal23's line ends in a separator
+    while not names[-1]:  # Opal23's line ends in a separator
         names.pop()
-    signs = (1, 1, 1)
-    if names[:1] == ['#']:  # a comment's mark; rows have nothing there
+    signs = OPAL23_SIGNS if names == OPAL23 else (1, 1, 1)
+    if names[0] == '#':  # a comment's mark; rows have nothing there
         del names[0]
-        if tuple(names) == OPAL23:
-            signs = OPAL23_SIGNS
-    twice = [name for name in names if name and names.count(name) > 1]
-    if twice:
-        raise DataError(f'{where}: there are two columns '
-                        f'{printable(twice[0])}')
-    image = [name for name in IMAGE if name in names]
-    box = next((box for box in BOXES if set(box) <= set(names)), BOXES[0])
-    wanted = [*box, *(AXES if with_angles else ())]
-    missing = ([] if image else [' or '.join(IMAGE)]) + [
-        name for name in wanted if name not in names]
-    if missing:
-        raise DataError(
-            f'{where}: there is no column {", ".join(missing)}; wanted are '
-            'image, '
-            + ', '.join((*BOXES[0], *(AXES if with_angles else ())))
-            + ' (or the box as ' + ', '.join(BOXES[1]) + ')')
-    places = {'image': names.index(image[0]),
-              **dict(zip((*BOXES[0], *AXES), map(names.index, wanted)))}
-    if GROUP in names:
-        places[GROUP] = names.index(GROUP)
-    return names, places, signs
+    for name in names:
+        if name and names.count(name) > 1:
+            raise fault(path, f'line {line}: there are two columns '
+                        f'{printable(name)}')
+    for name, others in OTHER_NAMES.items():
+        other = next((other for other in others if other in names), None)
+        if other and name not in names:
+            names[names.index(other)] = name
+    return names, signs
 
 
-def read_row(where, cells, columns, places, signs):
-    """Returns a `Row`.
+def read_row(where, names, cells, axes, signs):
+    """Returns a `Row` of the cells, strings, in columns of these names.
 
     Args:
         where: the file and the line.
-        cells: strings.
-        columns, places, signs: see `find_columns`.
+        names, cells: lists of equal length; empty cells at the end do not
+            count.
+        axes: the names of the angles' columns; none: no angles.
+        signs: of the angles.
 
     Raises:
-        DataError: something is wrong with it.
+        DataError: the row cannot be used.
     """
-    while len(cells) > len(columns) and not cells[-1]:
+    while len(cells) > len(names) and not cells[-1]:
         cells = cells[:-1]
-    if len(cells) != len(columns):
+    if len(cells) != len(names):
         raise DataError(f'there are {len(cells)} cells, where the first line '
-                        f'names {len(columns)} columns')
-    image = os.path.normpath(cells[places['image']])
-    if not cells[places['image']]:
+                        f'names {len(names)} columns')
+    values = dict(zip(names, cells))
+    if not values['image']:
         raise DataError('the image is not named')
+    image = os.path.normpath(values['image'])
     if leaves_folder(image):
         raise DataError(f'{printable(image)} is no name relative to the data '
                         'folder, of an image inside of it')
     name = os.path.splitext(image)[0]
     if not can_be_listed(name):
         raise DataError(f'{printable(image)}: no list can hold this name')
-    box, angles = (
-        np.array([read_number(columns[place], cells[place])
-                  for place in map(places.get, names) if place is not None])
-        for names in (BOXES[0], AXES))
-    problem = crop_problem(box)
-    if problem:
+    box, angles = (np.array([read_number(name, values[name])
+                             for name in columns]) for columns in (BOX, axes))
+    if problem := crop_problem(box):
         raise DataError(problem)
-    group = cells[places[GROUP]] if GROUP in places else None
+    group = values.get('group')
     if group == '':
         raise DataError('the group is not named')
-    return Row(where, name, image, box,
-               angles * signs if len(angles) else None, group)
+    return Row(where, name, image, box, angles * signs if axes else None,
+               group)
 
 
 def read_number(name, text):
-    """Returns the finite number in a cell.
-
-    Args:
-        name: of its column.
-        text: of the cell.
-
-    Raises:
-        DataError: it is none.
-    """
+    """Returns the finite number in a column's cell, or raises DataError."""
     try:
         if '_' in text:  # Python's own spelling, nobody else's
             raise ValueError
@@ -257,61 +214,60 @@ def read_number(name, text):
     return value
 
 
-def listed_rows(table, filename_list):
-    """Returns the rows of the images in a list, in its order.
+def chosen_rows(table, filename_list=None):
+    """Returns a table's rows of the images in a list, in its order, or all.
 
     Raises:
-        DataError: see `lists.read_list`; or the table has not got one.
+        DataError: a row is missing or cannot be used.
     """
+    if filename_list is None and table.bad:
+        raise DataError(table.bad[0])
+    if filename_list is None:
+        return table.rows
     by_name = {row.name: row for row in table.rows}
-    rows = []
-    for number, name in read_list_lines(filename_list):
+    names = read_numbered_list(filename_list)
+    for name, number in names.items():
         if name not in by_name:
             raise fault(filename_list, f'line {number}: {printable(name)} is '
                         f'not in {printable(table.path)}'
                         + (', or its line there is unusable' if table.bad
                            else ''))
-        rows.append(by_name[name])
-    return rows
+    return [by_name[name] for name in names]
 
 
-def chosen(data_dir, table, filename_list=None, angles_of=None):
-    """Returns the `Annotations` of a table's rows.
+def annotate(data_dir, table, filename_list=None, angles_of=None):
+    """Returns the `Annotations` of a `LabelTable`'s rows.
 
     Args:
         data_dir: the folder that the images' names are relative to.
-        table: a `Table`.
+        table: a `LabelTable`.
         filename_list: a list of some of its images; None for all.
-        angles_of: gives the angles of (data_dir, row); None: the row's own.
+        angles_of: returns the angles of an image, given its path without
+            extension; None: the row has them.
 
     Raises:
-        DataError: a row that is asked for cannot be used.
+        DataError: an image is missing, damaged or out of range.
     """
     if not os.path.isdir(data_dir):
         raise fault(data_dir, 'no such data folder')
-    if filename_list is None and table.bad:
-        raise DataError(table.bad[0])
-    rows = (table.rows if filename_list is None
-            else listed_rows(table, filename_list))
-    angles = np.empty((len(rows), 3))
-    for number, row in enumerate(rows):
-        if not os.path.isfile(os.path.join(data_dir, row.image)):
-            raise fault(os.path.join(data_dir, row.image), 'no such file, '
-                        f'but it is in {row.where}')
-        angles[number] = (angles_of(data_dir, row) if angles_of
-                          else row.angles)
-        beyond = beyond_range(angles[number])
-        if beyond:
+    rows, angles = chosen_rows(table, filename_list), []
+    for row in rows:
+        image = os.path.join(data_dir, row.image)
+        if not os.path.isfile(image):
+            raise fault(image, f'no such file, but it is in {row.where}')
+        angles.append(angles_of(os.path.join(data_dir, row.name))
+                      if angles_of else row.angles)
+        if beyond := beyond_range(angles[-1]):
             raise DataError(f'{row.where}: {beyond}; filename_generator.py '
                             'leaves such images out of its list')
     groups = [row.group for row in rows]
     return Annotations(
-        [row.name for row in rows],
-        angles.clip(-MAX_ANGLE, MAX_ANGLE).astype(np.float32),
+        data_dir, [row.name for row in rows],
+        np.clip(angles, -MAX_ANGLE, MAX_ANGLE).astype(np.float32),
         np.array([row.box for row in rows]), [row.image for row in rows],
         groups if groups[0] is not None else None, table.digest)
 
 
 def read_annotations(data_dir, labels, filename_list=None):
-    """Reads the labels and the boxes of a table; see `chosen`."""
-    return chosen(data_dir, read_table(labels), filename_list)
+    """Reads the labels and the boxes of a table; see `annotate`."""
+    return annotate(data_dir, read_table(labels), filename_list)
