@@ -27,7 +27,6 @@ from headpose.readers.lists import (Annotations, photograph, read_annotations,
                                     read_list)
 from headpose.readers.mat import face_box, read_mat
 from headpose.readers.pool import map_files
-from hopenet import normalize
 from tests.draws import drawn
 from tools import original, sample_data
 
@@ -250,8 +249,8 @@ def test_the_protocol_crop_is_the_published_pipeline(box, size):
         published.ToTensor(),
         published.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
     expected = steps(image.crop(original.margins(box, 0.2, 2)))
-    ours = np.array(crops.protocol_crop(image, box, size))
-    ours = normalize(torch.from_numpy(ours).permute(2, 0, 1)[None])[0]
+    to_input = published.Compose(steps.transforms[2:])
+    ours = to_input(crops.protocol_crop(image, box, size))
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 

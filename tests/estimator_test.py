@@ -15,7 +15,7 @@ from headpose.geometry.pose import AXES
 from headpose.inference import estimator
 from headpose.training.checkpoint import load_network, trained_size
 from headpose.training.options import SHIPPED
-from hopenet import PIXEL_MEAN, PIXEL_STD, AttNet, spread
+from hopenet import PIXEL_MEAN, PIXEL_STD, AttNet, bin_std
 from shufflenet import ShuffleNet
 from tests.conftest import ROOT, SIZE, rows
 
@@ -170,7 +170,7 @@ def test_what_onnx_files_say_of_themselves(tmp_path, monkeypatch):
 def test_the_two_halves_agree():
     logits = torch.randn(5, 3, 66) * 4
     np.testing.assert_allclose(estimator.spread(logits.numpy()),
-                               spread(logits), rtol=1e-4)
+                               bin_std(logits), rtol=1e-4)
     np.testing.assert_allclose(np.multiply(estimator.MEAN, 255), PIXEL_MEAN)
     np.testing.assert_allclose(np.multiply(estimator.STD, 255), PIXEL_STD)
 
