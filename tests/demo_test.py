@@ -18,7 +18,7 @@ from headpose.inference.output import (BOX, FACING, FIELDS, MATRIX,
                                        OutputPaths, draw_heads)
 from headpose.readers import mat
 from headpose.training.checkpoint import load_network
-from hopenet import decode, normalize
+from hopenet import decode
 from shufflenet import ShuffleNet
 from tests.conftest import SIZE, rows
 
@@ -62,7 +62,7 @@ def test_a_given_box_has_the_protocols_angles(run, snapshot, pictures,
     crop = protocol_crop(Image.open(pictures / '2.png'), box, SIZE)
     model = load_network(snapshot, ShuffleNet)[0].eval()
     with torch.no_grad():
-        expected = decode(model(normalize(torch.from_numpy(
+        expected = decode(model(model.normalize(torch.from_numpy(
             np.array(crop)).permute(2, 0, 1)[None])))[0]
     np.testing.assert_allclose([row[axis] for axis in AXES], expected,
                                atol=0.011)
