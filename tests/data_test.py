@@ -18,7 +18,8 @@ from torchvision import transforms as published
 
 import datasets
 from headpose.errors import DataError
-from headpose.geometry import augment as augmenting, crop as crops, pose
+from headpose.geometry import augment, crop as crops, pose
+from headpose.geometry.augment import Draws
 from headpose.geometry.pose import rotation_matrix
 from headpose.readers import lists
 from headpose.readers.images import check_image, read_image
@@ -31,7 +32,7 @@ from tools import original, sample_data
 
 pytestmark = pytest.mark.quick
 COORDINATE = st.floats(-500, 900)
-PLAIN = augmenting.Augmentation()  # HopeNet's
+PLAIN = augment.Augmentation()  # HopeNet's
 
 
 def mat_bytes(**fields):
@@ -442,12 +443,12 @@ def test_more_augmentation_is_off_by_default_and_labels_follow(
         annotations):
     plain = datasets.PoseDataset(annotations, 64, PLAIN)
     more = datasets.PoseDataset(
-        annotations, 64, augmenting.Augmentation(30, 0.2, 0.3, 1.0))
+        annotations, 64, augment.Augmentation(30, 0.2, 0.3, 1.0))
     turns = []
     for index in range(24):
         (image, angles, _), (other, new, _) = plain[0, index], more[0, index]
         assert other.shape == image.shape and (image != other).any()
-        draws = augmenting.Draws(*more.draws(0)[index])
+        draws = augment.Draws(*more.draws(0)[index])
         turn = in_plane(60 * draws.turn - 30)
         expected = turn @ rotation_matrix(angles)
         if np.abs(expected - rotation_matrix(new)).max() < 1e-4:
@@ -554,7 +555,7 @@ def test_a_flip_negates_yaw_and_roll(sample, annotations):
     for epoch in range(4):
         for index in range(24):
             _, angles, _ = items[epoch, index]
-            flipped = augmenting.Draws(*items.draws(epoch)[index]).flipped
+            flipped = augment.Draws(*items.draws(epoch)[index]).flipped
             sign = [-1, 1, -1] if flipped else 1
             np.testing.assert_array_equal(angles,
                                           annotations.angles[index] * sign)
@@ -582,7 +583,7 @@ def pixels(loader, epoch):
 def test_training_changes_its_images_and_validation_never(annotations):
     # The test protocol's crops.
     fixed = pixels(datasets.evaluation_loader(annotations, image_size=64), 0)
-    for augmentation in (augmenting.Augmentation(20, 0.2, 0.2, 0.5), None):
+    for augmentation in (augment.Augmentation(20, 0.2, 0.2, 0.5), None):
         training, validation = datasets.training_loaders(
             annotations, image_sizes=(64,), augmentation=augmentation)
         for side, changes in ((training, augmentation is not None),
@@ -596,7 +597,7 @@ def test_training_changes_its_images_and_validation_never(annotations):
 def test_each_size_has_an_equal_part_of_the_epochs(annotations):
     training, validation = datasets.training_loaders(
         annotations, image_sizes=(32, 64), num_epochs=5, weak_end=0.3,
-        augmentation=augmenting.Augmentation(20))
+        augmentation=augment.Augmentation(20))
     assert training.dataset.size == [32, 32, 32, 64, 64]
     assert [more.rotate for more in training.dataset.augmentation] == [
         20, 20, 20, 20, 5]
