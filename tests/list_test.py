@@ -571,9 +571,10 @@ def test_its_processes_end_with_it(many):
     orphans = children(process)
     process.kill()
     process.communicate()
-    for pid in orphans:
-        while state(pid) not in ('Z', None):
-            time.sleep(0.01)
+    end = time.monotonic() + 30
+    while any(state(pid) not in ('Z', None) for pid in orphans):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def state(pid):
