@@ -1,7 +1,7 @@
 """Images and labels to batches: the 9:1 split and the loaders.
 
 An image is a uint8 array (size, size, 3), RGB; `model.normalize` makes it a
-network's float input on the device, where that costs least.
+network's float input.
 """
 import collections
 import functools
@@ -52,8 +52,7 @@ def read_annotations(data_dir, filename_list=None, landmarks='visible',
 class PoseDataset:
     """Images and angles, by index; for a DataLoader.
 
-    A training image is changed at random, as a function of (seed, epoch,
-    index) alone: neither the order nor the number of workers matters.
+    A training image's changes are a function of (seed, epoch, index) alone.
 
     Args:
         annotations: of all listed images; a split picks among the indices.
@@ -85,7 +84,7 @@ class PoseDataset:
         return os.path.join(self.data_dir, self.annotations.images[index])
 
     def draws(self, epoch):
-        """Returns the random numbers of an epoch, (N, fields of `Draws`)."""
+        """Returns an epoch's random numbers: (N, fields of `Draws`)."""
         if self._draws[0] != epoch:
             generator = seeded(AUGMENTATION, self.seed, epoch)
             self._draws = epoch, torch.rand(
@@ -116,8 +115,8 @@ class PoseDataset:
             draws = Draws(*self.draws(epoch)[index])
             shrink = shrinkage(box, draws, size, augmentation.box_jitter)
         image = read_image(self.path(index), bool(augmentation), shrink)
-        problem = crop_problem(box, *np.multiply(image.shape[1::-1], shrink))
-        if problem:
+        if problem := crop_problem(
+                box, *np.multiply(image.shape[1::-1], shrink)):
             raise fault(self.path(index), problem)
         if augmentation:
             other = self.textures and functools.partial(self.texture,
@@ -147,16 +146,15 @@ class EpochBatchSampler:
     """Yields lists of (epoch, index), the keys of `PoseDataset`.
 
     Processes share each batch; every image is given to one of them.  In
-    training every process has a part of each batch: where fewer images than
-    processes are left at the end of an epoch, they join the batch before.
+    training every process has a part of each batch: fewer images than
+    processes, at the end of an epoch, join the batch before.
 
     Args:
-        indices: the images to go through.
+        indices: of the images.
         batch_size: of all processes together, at least one image each.
         shuffle: training: a new order each epoch, of (seed, epoch) alone.
         seed: of the order.
-        rank: of this process.
-        world_size: the number of processes.
+        rank, world_size: of this process, and the number of processes.
     """
 
     def __init__(self, indices, batch_size, shuffle=False, seed=0, rank=0,
@@ -196,13 +194,13 @@ class EpochBatchSampler:
 
 
 def split_keys(annotations, by='photo'):
-    """Returns each image's key, which a split keeps together, and their kind.
+    """Returns each image's key, and their kind; a split keeps a key together.
 
     Args:
         annotations: of all images.
-        by: 'photo' keeps all renderings of a photograph on one side, or all
-            images of a group; 'image' is the document's literal split, in
-            which nearly every validation image has a sibling in training.
+        by: 'photo' keeps the renderings of a photograph, or a group's images,
+            on one side; 'image' is the document's literal split, in which
+            nearly every validation image has a sibling in training.
     """
     if by == 'image':
         return annotations.names, 'images'
@@ -253,9 +251,8 @@ def print_split(keys, kind, training, validation):
         (largest, count), = collections.Counter(keys).most_common(1)
         print(f'This split is not 9:1: the largest of the {kind} is '
               f'{printable(largest)}, with {count:,} images; --split image '
-              'divides them' + (
-                  '. Names that differ in the number at their end are taken '
-                  'for one photograph' if kind == 'photographs' else ''))
+              'divides them. (Without groups, names that differ in the '
+              'number at their end count as one photograph.)')
 
 
 def make_loader(dataset, batch_sampler, num_workers=0, device='cpu'):
@@ -265,10 +262,9 @@ def make_loader(dataset, batch_sampler, num_workers=0, device='cpu'):
         dataset: a `PoseDataset`.
         batch_sampler: an `EpochBatchSampler`.
         num_workers: processes that load images.
-        device: that the batches will go to; a GPU's are in pinned memory.
+        device: for a GPU the batches are in pinned memory.
     """
-    # The workers are the parallelism.  OpenCV's own threads must end before
-    # the workers are forked: in a copy of the process, ending them hangs.
+    # In a forked worker, ending OpenCV's own threads would hang.
     cv2.setNumThreads(1)
     return DataLoader(dataset, batch_sampler=batch_sampler,
                       num_workers=num_workers, pin_memory=device != 'cpu',
@@ -279,12 +275,10 @@ def make_loader(dataset, batch_sampler, num_workers=0, device='cpu'):
 def collate(items):
     """Makes a batch of `PoseDataset`'s items.
 
-    Angles and indices are arrays, because a tensor comes from a worker in
-    shared memory, which is slower for so few numbers.
-
     Returns:
-        uint8 tensor (N, 3, size, size), in memory channels last, as the
-        networks want it; float32 array (N, 3), degrees; int64 array (N,).
+        uint8 tensor (N, 3, size, size), channels last in memory; float32
+        array (N, 3), degrees; int64 array (N,).  (Few numbers come from a
+        worker faster as arrays: a tensor comes in shared memory.)
     """
     images, angles, indices = zip(*items)
     images = default_collate([torch.from_numpy(image) for image in images])
@@ -309,7 +303,7 @@ def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
             part of the epochs; the last is that of the validation crops.
         num_epochs: of the run.
         augmentation: beyond HopeNet's; None trains on the test crops.
-        weak_end: share of the run, its last, with a quarter of it.
+        weak_end: last share of the run, which has a quarter of it.
         split: 'photo' or 'image', see `split_keys`.
         split_seed: of the split.
         seed: of the order and of the augmentation.

@@ -15,11 +15,9 @@ import pytest
 import torch
 
 from headpose import errors
-from headpose.inference import detector
 from shufflenet import ShuffleNet
 from tools import sample_data
 
-YUNET = 'face_detection_yunet_2023mar_fixed640.onnx'  # in shared weights
 CHROMIUM = shutil.which('chromium')
 CHROMIUM_OPTIONS = (
     '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic',
@@ -113,13 +111,6 @@ def run(capsys):
         printed = capsys.readouterr()
         return status, printed.out, printed.err
     return call
-
-
-@pytest.fixture
-def offline(monkeypatch, tmp_path):
-    """demo.py fetches nothing: what is not there is refused at once."""
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(detector, 'YUNET_URL', 'http://127.0.0.1:9/yunet.onnx')
 
 
 @pytest.fixture

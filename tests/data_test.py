@@ -26,7 +26,6 @@ from headpose.readers.lists import (Annotations, photograph, read_annotations,
                                     read_list)
 from headpose.readers.mat import face_box, read_mat
 from headpose.readers.pool import map_files
-from hopenet import normalize
 from tests.draws import drawn
 from tools import original, sample_data
 
@@ -250,16 +249,16 @@ def test_the_protocol_crop_is_the_published_pipeline(box, size):
         published.ToTensor(),
         published.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
     expected = steps(image.crop(original.margins(box, 0.2, 2)))
-    ours = np.array(crops.protocol_crop(image, box, size))
-    ours = normalize(torch.from_numpy(ours).permute(2, 0, 1)[None])[0]
+    to_input = published.Compose(steps.transforms[2:])
+    ours = to_input(crops.protocol_crop(image, box, size))
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
 def grey_levels_apart(image, box, draws, size=224, ours=None):
     """Mean difference of the fast crop from Pillow's, inside the image."""
-    ours = augmenting.training_crop(
+    ours = augment.training_crop(
         np.asarray(image) if ours is None else ours, box,
-        drawn(**dict(zip(augmenting.Draws._fields, draws))), size)
+        drawn(**dict(zip(Draws._fields, draws))), size)
     theirs, _ = original.training_crop(image, box, draws, size)
     # A picture of ones in the same crop shows what is inside the image.
     white = Image.new('RGB', image.size, (255, 255, 255))
@@ -345,8 +344,8 @@ LENGTHS = st.floats(0, 300) | st.floats(0, 30)
 @settings(deadline=None, max_examples=200)
 @given(st.tuples(SIDES, SIDES), st.tuples(CORNERS, CORNERS, LENGTHS, LENGTHS),
        st.lists(st.floats(0, 1, exclude_max=True, width=32),
-                min_size=len(augmenting.Draws._fields),
-                max_size=len(augmenting.Draws._fields)),
+                min_size=len(Draws._fields),
+                max_size=len(Draws._fields)),
        st.sampled_from([0.0, 45.0, 180.0]), st.sampled_from([0.0, 0.5]),
        st.sampled_from([64, 97]))
 def test_whatever_passes_can_be_cropped(sides, box, draws, rotate, jitter,
@@ -357,9 +356,9 @@ def test_whatever_passes_can_be_cropped(sides, box, draws, rotate, jitter,
     image = np.full((sides[1], sides[0], 3), 200, np.uint8)
     crop = np.array(crops.protocol_crop(Image.fromarray(image), box, size))
     assert crop.shape == (size, size, 3)
-    crop, angles = augmenting.augmented_crop(
-        image, box, np.float32([10, 20, 30]), augmenting.Draws(*draws), size,
-        augmenting.Augmentation(rotate, jitter, 0.5, 1.0, 0.5, 0.5))
+    crop, angles = augment.augmented_crop(
+        image, box, np.float32([10, 20, 30]), Draws(*draws), size,
+        augment.Augmentation(rotate, jitter, 0.5, 1.0, 0.5, 0.5))
     assert crop.shape == (size, size, 3) and crop.dtype == np.uint8
     assert np.isfinite(angles).all()
 
@@ -426,7 +425,7 @@ def test_a_turned_crop_is_the_crop_of_a_turned_picture(size, flip):
     image = noise_image(450, 450)
     box, draws = (150, 140, 290, 300), drawn(margin=0.4, flip=flip)
     turned, straight = (
-        augmenting.training_crop(np.asarray(image), box, draws, size, turn)
+        augment.training_crop(np.asarray(image), box, draws, size, turn)
         for turn in (30.0, 0.0))
     by_hand = Image.fromarray(straight).rotate(-30, Image.Resampling.BILINEAR)
     row, column = np.mgrid[:size, :size] - (size - 1) / 2
@@ -463,7 +462,7 @@ def test_more_augmentation_is_off_by_default_and_labels_follow(
 @given(boxes, st.floats(0, 0.5), st.tuples(*[st.floats(0, 1)] * 3))
 def test_a_jittered_box_is_near_the_box(box, amount, draws):
     size = np.array([box[2] - box[0], box[3] - box[1]])
-    new = augmenting.jittered(box, amount, drawn(**dict(zip(
+    new = augment.jittered(box, amount, drawn(**dict(zip(
         ('jitter_x', 'jitter_y', 'jitter_size'), draws))))
     grown = (new[2:] - new[:2]) / size
     moved = np.abs((new[2:] + new[:2]) / 2 - np.add(box[2:], box[:2]) / 2)
@@ -473,14 +472,14 @@ def test_a_jittered_box_is_near_the_box(box, amount, draws):
 
 def test_colours_and_detail():
     image = np.asarray(noise_image(64, 48))
-    same = augmenting.recolored(image, 0.5, drawn())
+    same = augment.recolored(image, 0.5, drawn())
     np.testing.assert_array_equal(same, image)
-    bright = augmenting.recolored(image, 0.5, drawn(brightness=1))
+    bright = augment.recolored(image, 0.5, drawn(brightness=1))
     assert bright.mean() > image.mean() * 1.2
-    grey = augmenting.recolored(image, 1, drawn(saturation=0))
+    grey = augment.recolored(image, 1, drawn(saturation=0))
     assert np.ptp(grey.astype(int), axis=2).max() <= 1
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    coarse = augmenting.coarsened(noise, 1.0)
+    coarse = augment.coarsened(noise, 1.0)
     assert coarse.shape == noise.shape and coarse.std() < noise.std() / 2
 
 
@@ -490,7 +489,7 @@ def test_low_resolution_is_up_to_four_times_fewer_pixels():
         expected = cv2.resize(
             cv2.resize(noise, small, interpolation=cv2.INTER_AREA), (64, 48),
             interpolation=cv2.INTER_LINEAR)
-        np.testing.assert_array_equal(augmenting.coarsened(noise, draw),
+        np.testing.assert_array_equal(augment.coarsened(noise, draw),
                                       expected)
 
 
@@ -498,14 +497,14 @@ def test_low_resolution_is_of_its_share_of_the_images():
     image, box = np.asarray(noise_image(300, 300)), (80, 80, 220, 220)
 
     def crop(draw, share):
-        return augmenting.augmented_crop(
+        return augment.augmented_crop(
             image, box, np.zeros(3), drawn(coarse=draw, coarse_by=1), 64,
-            augmenting.Augmentation(low_resolution=share))[0]
+            augment.Augmentation(low_resolution=share))[0]
 
     plain = crop(0.0, 0.0)
     np.testing.assert_array_equal(crop(0.31, 0.3), plain)
     np.testing.assert_array_equal(crop(0.29, 0.3),
-                                  augmenting.coarsened(plain, 1.0))
+                                  augment.coarsened(plain, 1.0))
 
 
 # ----------------------------------------------------------------- data sets

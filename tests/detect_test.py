@@ -1,14 +1,7 @@
-"""detector.py: boxes, detectors, and the same face over frames."""
-import functools
-import hashlib
-import http.server
-import os
-import subprocess
-import sys
-import threading
-
+"""detector.py: boxes, the detector, and the same face over frames."""
 import cv2
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,28 +9,14 @@ from hypothesis import strategies as st
 from headpose.errors import InputError
 from headpose.geometry.crop import PROTOCOL_K, PROTOCOL_SIDE, expand_box
 from headpose.geometry.pose import rotation_matrix
-from headpose.inference import detector as detect
-from headpose.inference.detector import (Cascades, YuNet, distinct,
-                                         make_detector, overlap, turn_back,
+from headpose.inference.detector import (YUNET, YuNet, iou,
+                                         non_maximum_suppression, turn_back,
                                          turn_picture, whole_box)
 from headpose.inference.tracker import Tracker
 from headpose.readers import mat
-from tests.conftest import ROOT
 from tools.detection import Count, Kept
 
-
-@pytest.fixture(scope='session')
-def yunet(real):
-    """The path of YuNet's file, beside the real pairs."""
-    return str(real[0].parent / 'weights'
-               / 'face_detection_yunet_2023mar_fixed640.onnx')
-
-
-def test_faces_are_found_without_pytorch():
-    code = ("import sys, headpose.inference.detector; "
-            "sys.exit('torch' in sys.modules)")
-    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT,
-                          timeout=600).returncode == 0
+pytestmark = pytest.mark.quick
 
 
 # -------------------------------------------------------------------- boxes
@@ -53,9 +32,18 @@ def test_a_face_that_is_found_twice_is_one():
                       [10, 10, 110, 110],    # its face
                       [0, 0, 120, 120],      # the same, a little larger
                       [100, 0, 180, 80]])    # a neighbour
-    assert distinct(boxes, [1, 2, 4, 3]) == [2, 3]
-    assert distinct(boxes, [1, 4, 2, 3]) == [1, 3]  # the rank decides
-    assert distinct(np.empty((0, 4)), []) == []
+    assert non_maximum_suppression(boxes, [1, 2, 4, 3]) == [2, 3]
+    assert non_maximum_suppression(boxes, [1, 4, 2, 3]) == [1, 3]
+    assert non_maximum_suppression(np.empty((0, 4)), []) == []
+
+
+def test_iou():
+    box, others = np.array([0, 0, 2, 2]), np.array([[1, 0, 3, 2],
+                                                    [5, 5, 6, 6],
+                                                    [0, 0, 1, 1]])
+    np.testing.assert_allclose(iou(box, others), [1 / 3, 0, 1 / 4])
+    np.testing.assert_allclose(iou(box, others, of_smaller=True),
+                               [1 / 2, 0, 1])
 
 
 @given(st.integers(-90, 90))
@@ -87,21 +75,20 @@ class Detector:
         return 1, np.array(faces, np.float32) if faces else None
 
 
-def make_yunet(monkeypatch, tmp_path, find, min_score=0.6):
+def make_yunet(find):
     """Returns a YuNet over a `Detector`, and that."""
-    detector = Detector(find)
-    monkeypatch.setattr(cv2.FaceDetectorYN, 'create', lambda *_: detector)
-    (tmp_path / 'yunet.onnx').write_bytes(b'any')
-    return YuNet(str(tmp_path / 'yunet.onnx'), min_score), detector
+    yunet = YuNet()
+    yunet.network = Detector(find)
+    return yunet, yunet.network
 
 
-def test_yunets_boxes_become_the_landmarks(monkeypatch, tmp_path):
+def test_yunets_boxes_become_the_landmarks():
     def find(image):  # in the picture as it is
         if image.shape[:2] == (400, 600):
             return [[300, 20, 100, 200, 0.9], [50, 20, 100, 200, 0.65],
                     [450, 20, 100, 200, 0.59]]
         return []
-    yunet, _ = make_yunet(monkeypatch, tmp_path, find)
+    yunet, _ = make_yunet(find)
     boxes, scores = yunet(np.zeros((400, 600, 3), np.uint8))
     # From left to right; what has less than the least score is none.
     np.testing.assert_allclose(boxes, [[49, 70, 153, 224],
@@ -109,8 +96,7 @@ def test_yunets_boxes_become_the_landmarks(monkeypatch, tmp_path):
     np.testing.assert_allclose(scores, [0.65, 0.9], atol=1e-6)
 
 
-def test_yunet_looks_at_several_scales_and_finds_a_face_once(monkeypatch,
-                                                             tmp_path):
+def test_yunet_looks_at_several_scales_and_finds_a_face_once():
     def find(image):
         # A face of 1,600 pixels, at each scale: surest where it is small.
         height, width = image.shape[:2]
@@ -119,14 +105,14 @@ def test_yunet_looks_at_several_scales_and_finds_a_face_once(monkeypatch,
             return []  # turned, or with a rim
         return [[1000 * scale, 800 * scale, 1600 * scale, 1600 * scale,
                  0.95 - 0.2 * scale]]
-    yunet, detector = make_yunet(monkeypatch, tmp_path, find)
+    yunet, detector = make_yunet(find)
     boxes, scores = yunet(np.zeros((3000, 4000, 3), np.uint8))
     assert detector.sizes[:2] == [(4000, 3000), (1000, 750)]
     assert len(boxes) == 1 and scores[0] == pytest.approx(0.9)
     np.testing.assert_allclose(boxes[0], [984, 1200, 2648, 2432])
 
 
-def test_yunet_finds_tilted_heads_beside_upright_ones(monkeypatch, tmp_path):
+def test_yunet_finds_tilted_heads_beside_upright_ones():
     image = np.full((400, 600, 3), 90, np.uint8)
 
     def find(seen):
@@ -135,7 +121,7 @@ def test_yunet_finds_tilted_heads_beside_upright_ones(monkeypatch, tmp_path):
         if seen.shape[0] == seen.shape[1]:  # turned by 45 degrees
             return [[300, 300, 100, 100, 0.8]]
         return []
-    yunet, _ = make_yunet(monkeypatch, tmp_path, find)
+    yunet, _ = make_yunet(find)
     boxes, scores = yunet(image)
     assert len(boxes) > 1
     assert scores.max() == pytest.approx(0.9)
@@ -143,77 +129,39 @@ def test_yunet_finds_tilted_heads_beside_upright_ones(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 3000), (7, 7), (3000, 2)])
-def test_pictures_of_any_shape_are_looked_at(yunet, shape):
-    image = np.full((*shape, 3), 200, np.uint8)
-    for detector in YuNet(yunet), Cascades():
-        assert len(detector(image)[0]) == 0
+def test_pictures_of_any_shape_are_looked_at(shape):
+    assert len(YuNet()(np.full((*shape, 3), 200, np.uint8))[0]) == 0
 
 
-def test_the_cascades_look_for_tilted_heads_beside_upright_ones(monkeypatch):
-    def upright(self, grey):
-        found = [[10.0, 10, 60, 60]]  # in the picture as it is
-        if grey.shape != (200, 300):  # in those that are turned
-            middle = np.array(grey.shape[::-1]) / 2
-            found = [[*middle - 20, *middle + 20]]
-        return np.array(found)
-    monkeypatch.setattr(Cascades, 'upright', upright)
-    boxes, scores = Cascades()(np.zeros((200, 300, 3), np.uint8))
-    np.testing.assert_allclose(boxes, [[10, 10, 60, 60],
-                                       [130, 80, 170, 120]])
-    assert np.isnan(scores).all()
+def other_network(path):
+    """Writes an .onnx file of a network that is no YuNet."""
+    images, maxima = (onnx.helper.make_tensor_value_info(
+        name, onnx.TensorProto.FLOAT, (1, 3, 320, 320)) for name in 'xy')
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node('Relu', ['x'], ['y'])], 'other', [images],
+        [maxima])
+    onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=[
+        onnx.helper.make_opsetid('', 17)]), path)
 
 
-# ----------------------------------------------------------- YuNet's download
-
-@pytest.fixture
-def zoo(tmp_path, monkeypatch):
-    """A server that has YuNet's file; PyTorch's cache is empty."""
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            """Says nothing."""
-
-    folder = tmp_path / 'zoo'
-    folder.mkdir()
-    server = http.server.ThreadingHTTPServer(
-        ('127.0.0.1', 0), functools.partial(Handler, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setattr(
-        detect, 'YUNET_URL',
-        f'http://127.0.0.1:{server.server_port}/yunet.onnx')
-    yield folder / 'yunet.onnx'
-    server.shutdown()
-    server.server_close()
+def test_what_is_no_yunet_is_named(tmp_path, capfd):
+    other_network(tmp_path / 'other.onnx')
+    (tmp_path / 'text.onnx').write_text('no network')
+    (tmp_path / 'empty.onnx').write_bytes(b'')
+    for name, message in (('other', 'is not a YuNet'), ('text', 'is not a'),
+                          ('empty', 'is not a'), ('none', 'No such file')):
+        path = str(tmp_path / f'{name}.onnx')
+        with pytest.raises(InputError, match=message) as caught:
+            YuNet(path)
+        assert str(caught.value).startswith(path)
+        assert '--detector' in str(caught.value)
+    assert capfd.readouterr() == ('', '')  # OpenCV's own lines are not shown
 
 
-def test_yunet_is_fetched_once_and_its_bytes_are_checked(zoo, monkeypatch):
-    zoo.write_bytes(b'the network')
-    monkeypatch.setattr(detect, 'YUNET_SHA256',
-                        hashlib.sha256(b'the network').hexdigest())
-    path = detect.yunet_file()
-    with open(path, 'rb') as file:
-        assert file.read() == b'the network'
-    assert os.listdir(os.path.dirname(path)) == ['yunet.onnx']
-    zoo.unlink()
-    assert detect.yunet_file() == path  # from the cache
-    with open(path, 'wb') as file:
-        file.write(b'another')
-    with pytest.raises(InputError, match='404'):  # not taken: fetched again
-        detect.yunet_file()
-
-
-def test_without_yunet_the_cascades_look_and_a_line_says_so(zoo, capsys):
-    zoo.write_bytes(b'a page that asks for a password')
-    assert isinstance(make_detector(), Cascades)
-    said = capsys.readouterr().err
-    assert said.count('\n') == 1 and 'SHA-256' in said and 'cascades' in said
-    assert detect.yunet_place() in said  # where to put the file
-    assert not os.path.exists(detect.yunet_place())
-    with pytest.raises(InputError, match='cannot download'):
-        make_detector('yunet')  # asked for by name
-    zoo.unlink()
-    assert isinstance(make_detector(), Cascades)
-    assert isinstance(make_detector('cascades'), Cascades)
+def test_yunet_is_opened_under_any_name(tmp_path):
+    path = tmp_path / 'gesicht_äöü.onnx'
+    path.write_bytes(open(YUNET, 'rb').read())
+    YuNet(str(path))
 
 
 # ------------------------------------------------------- what is measured
@@ -247,26 +195,26 @@ def test_found_missed_and_false_faces_are_counted():
 
 # --------------------------------------------------------------- real faces
 
-def test_yunets_margins_fit_the_landmarks(real, yunet):
-    detector, shares = YuNet(yunet), []
+def test_yunets_margins_fit_the_landmarks(real):
+    detector, overlaps = YuNet(), []
     for path in sorted((real[0] / 'AFLW2000').glob('*.mat'))[:12]:
         _, pt2d = mat.read_mat(path)
         box = mat.face_box(pt2d)
         boxes, _ = detector(cv2.imread(str(path.with_suffix('.jpg'))))
-        shares.append(max(overlap(box, boxes), default=0))
-    assert np.median(shares) > 0.6
+        overlaps.append(max(iou(box, boxes), default=0))
+    assert np.median(overlaps) > 0.6
 
 
-def test_small_and_large_faces_are_found_in_a_large_picture(real, yunet):
+def test_small_and_large_faces_are_found_in_a_large_picture(real):
     image = cv2.imread(str(real[0] / 'AFLW2000' / 'image00013.jpg'))
-    canvas = np.full((3024, 4032, 3), 128, np.uint8)
+    canvas = np.full((1500, 2000, 3), 128, np.uint8)
     small = cv2.resize(image, (90, 90), interpolation=cv2.INTER_AREA)
     canvas[100:190, 200:290] = small  # a face of 40 pixels
-    canvas[500:2900, 1000:3400] = cv2.resize(image, (2400, 2400))
-    boxes, scores = YuNet(yunet)(canvas)
+    canvas[250:1450, 500:1700] = cv2.resize(image, (1200, 1200))
+    boxes, scores = YuNet()(canvas)
     sizes = (boxes[:, 2:] - boxes[:, :2]).max(1)
     assert len(boxes) == 2 and (scores > 0.6).all()
-    assert sizes[0] < 60 and sizes[1] > 900
+    assert sizes[0] < 60 and sizes[1] > 450
 
 
 # ------------------------------------------------- the same face over frames

@@ -19,7 +19,8 @@ import shufflenet
 from cbam import CBAM
 from headpose.errors import WeightsError
 from headpose.geometry import draw, pose
-from headpose.networks import fusion
+from headpose.networks import fusion, weights
+from headpose.training.checkpoint import load_network
 from headpose.training.options import BACKBONES
 from hopenet import AttNet
 from shufflenet import ShuffleNet
@@ -180,11 +181,11 @@ def test_bins_are_hopenets(angle):
     assert hopenet.bin_index(torch.tensor(angle)) == expected
 
 
-def test_pixels_are_normalised_as_torchvisions_networks_want_them():
+def test_pixels_are_normalised_as_torchvisions_networks_want_them(attnet):
     images = torch.randint(256, (2, 3, 9, 8), dtype=torch.uint8)
     weights = ResNet50_Weights.IMAGENET1K_V1.transforms()
     expected = functional.normalize(images / 255, weights.mean, weights.std)
-    torch.testing.assert_close(hopenet.normalize(images), expected)
+    torch.testing.assert_close(attnet.normalize(images), expected)
 
 
 def test_the_ends_of_the_range_have_bins():
@@ -295,8 +296,7 @@ def test_a_resnet_file_leaves_only_attention_and_heads_fresh(attnet):
     model.load_pretrained(state)
     assert torch.equal(model.layer3[0].conv2.weight,
                        state['layer3.0.conv2.weight'])
-    model.train()
-    model.freeze_statistics()
+    model.set_train_mode()
     live = {name for name, module in model.named_modules()
             if isinstance(module, torch.nn.BatchNorm2d) and module.training}
     assert live == {f'layer{stage + 1}.{block}.cbam.SpatialGate.spatial.bn'
@@ -310,8 +310,7 @@ def test_an_official_cbam_file_freezes_all_statistics(attnet):
     state['module.fc.weight'] = torch.zeros(1000, 2048)
     model = AttNet()
     model.load_pretrained(state)
-    model.train()
-    model.freeze_statistics()
+    model.set_train_mode()
     assert not any(module.training for module in model.modules()
                    if isinstance(module, torch.nn.BatchNorm2d))
 
@@ -328,7 +327,7 @@ def test_frozen_norms_in_the_convolutions_change_no_gradient(make,
             module.running_mean.uniform_(-0.2, 0.2)
             module.running_var.uniform_(0.5, 2)
     model.load_pretrained(model.state_dict())
-    model.train().freeze_statistics()
+    model.set_train_mode()
     model.double()
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     results = []
@@ -379,19 +378,19 @@ def test_inference_is_the_plain_networks_within_a_thousandth_of_a_degree(
     assert model.state_dict().keys() == make().state_dict().keys()
 
 
-def test_the_spread_is_the_distributions_deviation():
+def test_the_bins_deviation_is_the_distributions_deviation():
     logits = torch.full((3, 3, 66), -1e4)
     logits[0, :, 20] = 0                     # sure of one bin
     logits[1, :, [20, 22]] = 0               # two bins, 6 degrees apart
     logits[2, 0, [10, 30]] = 0               # 60 degrees apart, in yaw alone
     logits[2, 1:, 20] = 0
     torch.testing.assert_close(
-        hopenet.spread(logits), torch.tensor([0, 3, (30 ** 2 / 3) ** 0.5]))
+        hopenet.bin_std(logits), torch.tensor([0, 3, (30 ** 2 / 3) ** 0.5]))
 
 
 def test_a_fresh_network_has_live_statistics():
-    model = ShuffleNet().train()
-    model.freeze_statistics()
+    model = ShuffleNet().eval()
+    model.set_train_mode()
     assert all(module.training for module in model.modules())
 
 
@@ -420,33 +419,68 @@ def test_a_file_without_attention_may_lack_nothing_else():
         model.load_pretrained(state)
 
 
-def test_summaries_stand_beside_the_published(capsys):
-    hopenet.main()
-    shufflenet.main()
-    printed = capsys.readouterr().out
-    for figure in ('26,446,326', '26.5M', '23,913,734', '95.9 MB',
-                   '1,456,554', '2.5M', '11 MB', 'CondenseNet',
-                   '(attention cbam)', '(attention none)', '(width 1.0)',
-                   *BACKBONES):
-        assert figure in printed
+# -------------------------------------------------------------- the registry
+
+@pytest.mark.parametrize('make', [
+    AttNet, lambda: AttNet('none'), ShuffleNet, lambda: ShuffleNet(0.5),
+    *MOBILE])
+@pytest.mark.parametrize('bare', [False, True])
+def test_a_state_dict_rebuilds_its_network(make, bare):
+    model = make()
+    again = shufflenet.rebuild(model.state_dict(),
+                               None if bare else model.config)
+    assert again.config == model.config and type(again) is type(model)
+    assert again.state_dict().keys() == model.state_dict().keys()
 
 
-def test_a_networks_size_is_its_files(tmp_path):
+def test_a_checkpoint_that_says_one_network_and_holds_another_is_refused(
+        tmp_path):
+    path = tmp_path / 'x.pkl'
     model = ShuffleNet(0.5)
-    torch.save(model.state_dict(), tmp_path / 'x.pkl')
-    parameters, _, stored = hopenet.cost(model)
-    assert parameters == '544,742'
-    size = (tmp_path / 'x.pkl').stat().st_size / 1e6
-    assert float(stored.removesuffix(' MB')) == pytest.approx(size, rel=0.08)
+    for config in (AttNet().config, ShuffleNet().config,
+                   {'network': 'mobile', 'backbone': 'mobilenet_v2'}):
+        torch.save({'network': config, 'model': model.state_dict()}, path)
+        with pytest.raises(WeightsError) as caught:
+            load_network(path, shufflenet.rebuild)
+        said = str(caught.value)
+        assert said.startswith(f'{path}: ') and '\n' not in said
+        assert config['network'] in said and "'shufflenet 0.5'" in said
 
 
-def test_macs_are_torchvisions():
-    # torchvision publishes GMACs as `_ops`: 4.089 with its 2M classifier.
-    from torchvision.models import ResNet50_Weights
-    published = ResNet50_Weights.IMAGENET1K_V1.meta['_ops']
-    text = hopenet.summary(AttNet('none'), '', '')
-    macs = int(text.split('px')[1].split()[0].replace(',', ''))
-    assert abs(macs / 1e9 - published) < 0.003
+def test_weights_of_no_network_of_ours_are_refused():
+    with pytest.raises(WeightsError, match='of ResNet-50, ShuffleNetV2, mob'):
+        shufflenet.rebuild({'features.0.0.weight': torch.zeros(1)})
+
+
+def test_the_command_line_names_the_backbones_that_there_are():
+    assert BACKBONES == ('shufflenet', *shufflenet.MARKS)
+    for name in BACKBONES:
+        config = shufflenet.make_network(name).config
+        assert config.get('backbone', config['network']) == name
+
+
+def test_a_third_partys_weights_give_their_own_answers(third_party):
+    """Against torchvision's network with HopeNet's heads, built by hand."""
+    model, _ = load_network(third_party, shufflenet.rebuild)
+    state = weights.plain_keys(torch.load(third_party, weights_only=True))
+    reference = get_model('shufflenet_v2_x1_0')
+    reference.fc = torch.nn.Identity()
+    images = torch.randint(256, (4, 3, 224, 224), dtype=torch.uint8)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (
+        hopenet.PIXEL_MEAN, hopenet.PIXEL_STD))
+    heads = [torch.nn.Linear(1024, 66) for _ in range(3)]
+    reference.load_state_dict({key: value for key, value in state.items()
+                               if not key.startswith('fc_')}, strict=False)
+    for axis, head in zip(('yaw', 'pitch', 'roll'), heads):
+        head.load_state_dict({name: state[f'fc_{axis}.{name}']
+                              for name in ('weight', 'bias')})
+    with torch.inference_mode():
+        seen = reference.eval()((images - mean) / std)
+        expected = torch.stack([head(seen) for head in heads], 1)
+    found = model.eval().predict(images)
+    torch.testing.assert_close(found.logits, expected, rtol=0, atol=1e-4)
+    fast = fusion.for_inference(model).predict(images)
+    assert np.abs(fast.angles - found.angles).max() < 1e-3
 
 
 # ------------------------------------------------------- a network's methods

@@ -475,7 +475,7 @@ def cudas_autocast():
 def test_a_gpus_bf16_is_bf16_all_the_way(cudas_autocast, make):
     model = make()
     model.load_pretrained(model.state_dict())
-    model.train().freeze_statistics()
+    model.set_train_mode()
     types = {}
     for name, module in model.named_modules():
         module.register_forward_hook(

@@ -15,10 +15,10 @@ from PIL import Image
 
 import demo
 from headpose.geometry.pose import rotation_matrix
-from headpose.inference import detector as detect, video
+from headpose.inference import detector, pipeline, video
 from headpose.inference.output import FIELDS
 from headpose.inference.video import Film, Recorder
-from tests.conftest import YUNET, rows
+from tests.conftest import rows
 
 SIZE = (96, 128)  # pixels: height and width of the tests' clips
 # Plays a video, and tells the fixture `browser` how it went.
@@ -33,7 +33,7 @@ for (const event of ['ended', 'error'])
 
 
 @pytest.fixture
-def run(run, offline):
+def run(run):
     """Runs demo.py in this process: returns status, stdout, stderr."""
     return lambda *options: run(demo, '--gpu', '-1', *options)
 
@@ -145,14 +145,12 @@ def test_odd_sizes_are_padded_not_scaled(call, tmp_path, shape):
                - picture(0, shape)).mean() < 30  # axes are drawn
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('rate', [119.997, 0.5, 1e5, 240])
 def test_any_frame_rate(tmp_path, rate):
-    class Moving:
-        """What is recorded."""
-        sound, start, heard = None, 0.0, None
-
-    Moving.rate = rate
-    with video.recording(str(tmp_path / 'x.mp4'), Moving) as recorder:
+    moving = video.Moving()
+    moving.rate = rate
+    with video.recording(str(tmp_path / 'x.mp4'), moving) as recorder:
         for number in range(3):
             recorder.write(picture(number), number / 100)
         recorder.write(picture(3), 0.02)  # the same time again
@@ -160,23 +158,39 @@ def test_any_frame_rate(tmp_path, rate):
     np.testing.assert_allclose(seconds, [0, 0.01, 0.02, 0.02], atol=1e-3)
 
 
-@pytest.mark.parametrize('ending, codec, sound, kept', [
-    ('mp4', 'libx264', 'aac', 'aac'), ('mkv', 'libx264', 'flac', 'flac'),
-    ('avi', 'mjpeg', 'pcm_s16le', 'aac')])
-def test_the_sound_is_kept(call, tmp_path, ending, codec, sound, kept):
+@pytest.mark.parametrize('ending, sound', [('mp4', 'aac'), ('ts', 'aac'),
+                                           ('mkv', 'flac')])
+def test_the_sound_is_copied(call, tmp_path, ending, sound):
     source = write_clip(tmp_path / f'clip.{ending}',
-                        [n / 25 for n in range(25)], codec=codec,
-                        sound=sound)
+                        [n / 25 for n in range(25)], sound=sound)
     status, _, err = call(source)
     assert status == 0, err
     with av.open(str(tmp_path / 'out' / 'clip.mp4')) as container:
         stream, = container.streams.audio
-        assert stream.codec_context.name == kept
+        assert stream.codec_context.name == sound
         samples = np.concatenate([
             frame.to_ndarray().astype(float).ravel()
             for frame in container.decode(stream)])
     assert abs(len(samples) / 8000 - 1) < 0.3
     assert np.abs(samples).mean() > 0
+
+
+def test_sound_that_an_mp4_cannot_hold_is_left_out(call, tmp_path):
+    source = write_clip(tmp_path / 'clip.avi', [0, 0.04, 0.08],
+                        codec='mjpeg', sound='pcm_s16le')
+    status, out, err = call(source)
+    assert status == 0, err
+    assert f'{source}: the sound (pcm_s16le) is left out' in out
+    with av.open(str(tmp_path / 'out' / 'clip.mp4')) as container:
+        assert not container.streams.audio
+
+
+def test_a_film_cut_by_an_edit_list_is_whole(call, tmp_path, real):
+    source = real[0].parent / 'cases' / 'trimmed.mp4'
+    status, out, err = call(source)
+    assert status == 0 and not err
+    assert '60 frames' in out and len(rows(tmp_path / 'out')) == 60
+    assert len(read_clip(tmp_path / 'out' / 'trimmed.mp4')[0]) == 60
 
 
 def test_a_browser_plays_the_video(call, tmp_path, browser):
@@ -225,6 +239,7 @@ def test_a_damaged_animation_is_named(call, tmp_path):
     assert status == 1 and 'x.gif' in err
 
 
+@pytest.mark.quick
 def test_turned_video_is_upright(tmp_path):
     """As telephones record it: the pixels lie, and the file says so."""
     source = write_clip(tmp_path / 'clip.mp4', [0, 0.04])
@@ -244,19 +259,17 @@ def test_turned_video_is_upright(tmp_path):
     assert abs(image.astype(int) - expected).mean() < 10
 
 
-@pytest.mark.parametrize('ending, codec', [('avi', 'mjpeg'),
-                                           ('mkv', 'libx264')])
-def test_a_truncated_video_is_said_and_what_is_there_is_done(
-        call, tmp_path, ending, codec):
-    source = write_clip(tmp_path / f'clip.{ending}',
-                        [n / 25 for n in range(100)], codec=codec)
-    data = source.read_bytes()
-    source.write_bytes(data[:len(data) // 2])
+def test_a_damaged_video_is_said_and_what_decodes_is_done(call, tmp_path):
+    source = write_clip(tmp_path / 'clip.mp4', [n / 25 for n in range(20)])
+    with av.open(str(source)) as container:
+        start = list(container.demux(video=0))[10].pos
+    data = bytearray(source.read_bytes())
+    data[start:start + 4] = b'\xff' * 4  # the size of a part of the frame
+    source.write_bytes(data)
     status, _, err = call(source)
-    assert status == 1 and str(source) in err and 'damaged' in err
+    assert status == 1 and f'{source}: only ' in err
     frames, *_ = read_clip(tmp_path / 'out' / 'clip.mp4')
-    assert 0 < len(frames) < 100
-    assert len(rows(tmp_path / 'out')) == len(frames)
+    assert len(rows(tmp_path / 'out')) == len(frames) > 9
 
 
 @pytest.mark.parametrize('name, content', [
@@ -330,17 +343,18 @@ def test_a_cameras_recording_lasts_as_long_as_it_lasted(monkeypatch, call,
     assert seconds[-1] - seconds[0] == pytest.approx(2.0, abs=0.01)
 
 
+@pytest.mark.quick
 def test_a_window_ends_with_its_close_button(monkeypatch):
     shown = {'key': -1, 'visible': 1.0}
     monkeypatch.setattr(cv2, 'imshow', lambda *_: None)
     monkeypatch.setattr(cv2, 'waitKey', lambda _: shown['key'])
     monkeypatch.setattr(cv2, 'getWindowProperty',
                         lambda *_: shown['visible'])
-    assert demo.show(picture(0))
+    assert pipeline.show(picture(0))
     shown['visible'] = 0.0
-    assert not demo.show(picture(0))
+    assert not pipeline.show(picture(0))
     shown.update(visible=1.0, key=ord('q'))
-    assert not demo.show(picture(0))
+    assert not pipeline.show(picture(0))
 
 
 # ------------------------------------------------------------- how it may end
@@ -389,17 +403,17 @@ def test_each_person_has_a_track(run, snapshot, tmp_path, monkeypatch):
     source = write_clip(tmp_path / 'clip.mp4', [n / 25 for n in range(6)])
     boxes = np.array([[10.0, 10, 40, 40], [70, 20, 110, 60]])
 
-    def detector(image):
+    def detect(image):
         calls.append(image)
         number = len(calls) - 1
         found = boxes + 2 * number
         if number == 2:  # the left one is missed
             found = found[1:]
-        if number == 4:  # they are found in another order
+        if number == 4:  # they come in another order
             found = found[::-1]
-        return detect.left_to_right(found, np.ones(len(found)))
+        return found, np.ones(len(found))
     calls = []
-    monkeypatch.setattr(demo, 'make_detector', lambda *_: detector)
+    monkeypatch.setattr(detector, 'make_detector', lambda *_, **__: detect)
     status, _, err = run(source, '--snapshot', snapshot, '--smooth', '0.5',
                          '--output', tmp_path / 'out')
     assert status == 0, err
@@ -427,8 +441,7 @@ def test_two_real_faces_are_tracked(real, third_party, run, tmp_path):
         container.mux(stream.encode())
     status, _, err = run(
         tmp_path / 'x.mp4', '--snapshot', third_party, '--smooth', '0.3',
-        '--detector', third_party.parent / YUNET, '--output',
-        tmp_path / 'out')
+        '--output', tmp_path / 'out')
     assert status == 0, err
     table = rows(tmp_path / 'out')
     assert [row['track'] for row in table] == ['0', '1'] * 6

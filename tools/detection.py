@@ -1,21 +1,21 @@
 """Measures what detector.py finds, and what its boxes cost in degrees.
 
-    python -m tools.detection DATA --yunet FILE.onnx --keep DIR
+    python -m tools.detection DATA --keep DIR
 
 DATA holds faces68/ (photographs with 68 landmarks in 300W-LP's layout) and
-AFLW2000_recropped/.  Printed are the margins of the face in YuNet's box, the
-faces that YuNet and the cascades find, miss and see where none is labelled
-(another person in the picture counts as such, too), on the re-crops, on ten
-of them at a time, unscaled, in a picture of 4032 x 3024, and on one enlarged
-to its whole height; and a network's error with YuNet's boxes and the
-landmarks' on the same re-crops.
+AFLW2000_recropped/.  Printed are the margins of the face in YuNet's box; the
+faces that YuNet finds, misses and sees where none is labelled (another person
+in the picture counts as such, too), on the re-crops, on ten of them at a time,
+unscaled, in a picture of 4032 x 3024, and on one enlarged to its whole height;
+and a network's error with YuNet's boxes and the landmarks' on the same
+re-crops.
 
-What is found is kept in DIR.  For another network the detector then need not
-look again:
+The boxes are kept in DIR.  Another network then needs no detection:
 
-    python -m tools.detection DATA --yunet FILE.onnx --keep DIR --part errors
+    python -m tools.detection DATA --keep DIR --part errors
 
-It holds for the detector.py that found it; after a change there, empty DIR.
+The boxes are those of the detector.py that found them; after a change there,
+empty DIR.
 """
 import argparse
 import contextlib
@@ -26,18 +26,18 @@ import os
 import cv2
 import numpy as np
 
-from demo import torch_network
+from demo import load_backend
 from headpose.errors import DataError
+from headpose.files import atomic
 from headpose.geometry.pose import AXES, beyond_range
-from headpose.inference.detector import Cascades, YuNet, overlap
-from headpose.inference.estimator import Estimator, load
-from headpose.inference.pictures import whole_file
+from headpose.inference.detector import YUNET, YuNet, iou
+from headpose.inference.estimator import Estimator
 from headpose.readers.mat import face_box, read_mat
 from headpose.training.options import SHIPPED
 
 CANVAS = (3024, 4032)  # pixels: height and width of a 12-megapixel picture
 FACES = 10  # re-crops in one of them
-FOUND = 0.3  # intersection over union with the landmarks' box
+FOUND = 0.3  # IoU with the landmarks' box
 RANGES = ((0, 30), (30, 60), (60, 100))  # degrees of |yaw|
 
 
@@ -51,14 +51,15 @@ def pairs(pattern):
 
 def best(box, boxes):
     """Returns the index of the box that is the face's, or None."""
-    shares = overlap(box, boxes)
-    return int(shares.argmax()) if max(shares, default=0) > FOUND else None
+    overlaps = iou(box, boxes)
+    return (int(overlaps.argmax()) if max(overlaps, default=0) > FOUND
+            else None)
 
 
-def print_margins(data, yunet, every):
+def print_margins(data, every):
     """Prints the medians of the landmarks' box in YuNet's, in its sizes."""
     rows = []
-    detector = cv2.FaceDetectorYN.create(yunet, '', (320, 320), 0.5, 0.3)
+    detector = cv2.FaceDetectorYN.create(YUNET, '', (320, 320), 0.5, 0.3)
     for source, ending in (('HELEN', '_0'), ('AFW', '_0'), ('LFPW', '_0'),
                            ('YTF', '')):
         found = pairs(os.path.join(data, 'faces68', source,
@@ -109,7 +110,7 @@ class Kept:
     def write(self):
         """Writes the file."""
         if self.path:
-            with whole_file(self.path) as path:
+            with atomic(self.path) as path:
                 with open(path, 'w', encoding='utf-8') as file:
                     json.dump(self.boxes, file)
 
@@ -190,7 +191,7 @@ def print_errors(found, detector, network):
     Args:
         found: path, angles and box of each picture.
         detector: a `Kept` one.
-        network: see `estimator.load`.
+        network: see `demo.load_backend`.
     """
     estimate, errors = Estimator(None, network), []
     for name, image, ((angles, box),) in recrops(found):
@@ -210,12 +211,11 @@ def print_errors(found, detector, network):
             + f', MAE {mean.mean():.3f}', flush=True)
 
 
-def print_detector(name, detector, found, few):
+def print_detector(detector, found, few):
     """Prints what a detector finds in re-crops, and in a few made large."""
-    print_found(f'{name}, ten in a picture of 4032x3024', detector,
-                canvases(few))
-    print_found(f'{name}, filling 3024 pixels', detector, enlarged(few[::4]))
-    print_found(f'{name}, re-crops', detector, recrops(found))
+    print_found('ten in a picture of 4032x3024', detector, canvases(few))
+    print_found('filling 3024 pixels', detector, enlarged(few[::4]))
+    print_found('re-crops', detector, recrops(found))
 
 
 def main():
@@ -225,8 +225,7 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('data', metavar='DATA')
-    add('--yunet', required=True, metavar='FILE.onnx')
-    add('--part', choices=('margins', 'yunet', 'cascades', 'errors'),
+    add('--part', choices=('margins', 'yunet', 'errors'),
         help='default: all of them')
     add('--every', type=int, default=1, metavar='N',
         help='look at every Nth re-crop')
@@ -238,16 +237,13 @@ def main():
                                     '*.mat')))
     few = found[::max(1, len(found) // 100)][:100]
     found = found[::options.every]
-    yunet, cascades = (
-        Kept(make, options.keep and os.path.join(options.keep, name))
-        for make, name in ((lambda: YuNet(options.yunet), 'yunet.json'),
-                           (Cascades, 'cascades.json')))
+    yunet = Kept(YuNet, options.keep and os.path.join(options.keep,
+                                                      'yunet.json'))
     parts = {
-        'margins': lambda: print_margins(options.data, options.yunet, 4),
-        'yunet': lambda: print_detector('YuNet', yunet, found, few),
-        'cascades': lambda: print_detector('cascades', cascades, found, few),
-        'errors': lambda: print_errors(found, yunet, load(
-            options.snapshot, torch_network))}
+        'margins': lambda: print_margins(options.data, 4),
+        'yunet': lambda: print_detector(yunet, found, few),
+        'errors': lambda: print_errors(found, yunet,
+                                       load_backend(options.snapshot))}
     for name in [options.part] if options.part else parts:
         parts[name]()
 

@@ -1,8 +1,6 @@
-"""What demo.py writes: the table of poses, drawn pictures, their names."""
-import collections
+"""Writes the table of poses and drawn pictures, under their inputs' names."""
 import contextlib
 import csv
-import itertools
 import json
 import os
 import re
@@ -11,10 +9,9 @@ import cv2
 import numpy as np
 
 from headpose.errors import InputError
-from headpose.files import printable
+from headpose.files import atomic, printable
 from headpose.geometry.draw import draw_pose
 from headpose.geometry.pose import AXES, rotation_matrix
-from headpose.inference.pictures import whole_file
 from headpose.inference.video import is_camera, is_live
 
 BOX = ('x_min', 'y_min', 'x_max', 'y_max')
@@ -22,19 +19,15 @@ FACING = ('face_x', 'face_y', 'face_z')  # the unit vector out of the face
 FIELDS = ('file', 'drawn', 'frame', 'seconds', 'track', 'face', *BOX, 'score',
           *AXES, 'spread', *FACING)
 MATRIX = tuple(f'r{row}{column}' for row in (1, 2, 3) for column in (1, 2, 3))
-TABLES = ('poses.csv', 'poses.json')
-LONGEST = 255  # bytes of a file's name
+DRAWN = ('.jpg', '.mp4')  # endings of a drawn input
+LONGEST_NAME = 240  # bytes; the system's 255 without endings and a number
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-# --------------------------------------------------------------- the table
+class PoseTable:
+    """Collects rows of FIELDS, with `matrix` of MATRIX too, for a file.
 
-class Table:
-    """Collects rows of FIELDS and writes them.
-
-    Args:
-        path: of the file, .csv or .json.
-        matrix: add the rotation matrix, row by row.
+    The file's name ends in .csv or .json.
     """
 
     def __init__(self, path, matrix=False):
@@ -45,7 +38,7 @@ class Table:
 
     @contextlib.contextmanager
     def drawn(self, target):
-        """Lets the rows that are added name a file, if it gets written."""
+        """Lets the rows that are added name a drawn file, once written."""
         first = len(self.rows)
         self.target = os.path.relpath(target, os.path.dirname(self.path))
         try:
@@ -56,24 +49,22 @@ class Table:
             raise
 
     def add(self, file, frame, heads, seconds=None, tracks=None):
-        """Adds a picture's heads; without any, a row with empty fields.
+        """Adds a picture's `Heads`; without any, a row with empty fields.
 
         Args:
             file: the input.
-            frame: its number.
-            heads: `estimator.Heads`.
-            seconds: of the frame.
+            frame, seconds: number and time of the picture in it.
             tracks: (N,), the persons' numbers.
         """
-        common = {**dict.fromkeys(self.fields), 'file': plain(file),
-                  'drawn': plain(self.target), 'frame': frame,
+        common = {**dict.fromkeys(self.fields), 'file': as_utf8(file),
+                  'drawn': as_utf8(self.target), 'frame': frame,
                   'seconds': rounded(seconds, 3)}
-        for face, (box, score, angles, spread) in enumerate(zip(*heads)):
+        for face, (box, score, angles, bin_std) in enumerate(zip(*heads)):
             rotation = rotation_matrix(angles)
             self.rows.append({
                 **common, 'face': face,
                 'track': None if tracks is None else int(tracks[face]),
-                'score': rounded(score, 3), 'spread': rounded(spread, 2),
+                'score': rounded(score, 3), 'spread': rounded(bin_std, 2),
                 **{name: rounded(value, 2) for name, value
                    in zip(BOX + AXES, (*box, *angles))},
                 **{name: rounded(value, 4) for name, value
@@ -84,159 +75,103 @@ class Table:
             self.rows.append(common)
 
     def write(self):
-        """Writes the file, whole or not at all; says whether it has rows."""
+        """Writes the file atomically, if there are rows."""
         if not self.rows:
-            return False
-        with whole_file(self.path) as path:
-            with open(path, 'w', encoding='utf-8', newline='') as file:
-                if self.path.endswith('.json'):
-                    json.dump(self.rows, file, indent=1)
-                else:
-                    writer = csv.DictWriter(file, self.fields)
-                    writer.writeheader()
-                    writer.writerows(self.rows)
+            return
+        with (atomic(self.path) as path,
+              open(path, 'w', encoding='utf-8', newline='') as file):
+            if self.path.endswith('.json'):
+                json.dump(self.rows, file, indent=1)
+            else:
+                writer = csv.DictWriter(file, self.fields)
+                writer.writeheader()
+                writer.writerows(self.rows)
         noun = 'row' if len(self.rows) == 1 else 'rows'
         print(f'{len(self.rows)} {noun}: {printable(self.path)}')
-        return True
 
 
 def rounded(value, digits):
     """Returns a number with so many decimals; None for None and NaN."""
-    if value is None or np.isnan(value):
-        return None
-    return round(float(value), digits)
+    empty = value is None or np.isnan(value)
+    return None if empty else round(float(value), digits)
 
 
-def plain(path):
-    """Returns a path that UTF-8 can hold; what it cannot is escaped."""
+def as_utf8(path):
+    """Returns a path with bytes that are not UTF-8 escaped."""
     return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 
-# ----------------------------------------------------- names in the output
+class OutputPaths:
+    """The paths of a run's results, which are named after their inputs.
 
-class Names:
-    """The names of what a run writes.
-
-    No file is replaced that this run has not written; with `overwrite`, the
-    earlier run's table, and the files that it names, may be.
+    Of inputs with the same name the later ones get a number.
 
     Args:
         folder: of the output.
-        found: see `demo.find_inputs`.
-        overwrite: replace the results of an earlier run.
+        found: see `pipeline.find_inputs`.
+        table: name of the table.
+        overwrite: replace existing files, but no input.
 
     Raises:
-        InputError: there are some, and they are not to be replaced.
+        InputError: a result would replace an input or, without `overwrite`,
+            another file.
+
+    Attributes:
+        table: path of the table.
+        stems: path of each input's drawn file, without its ending.
     """
 
-    def __init__(self, folder, found, overwrite=False):
-        self.folder = folder
-        self.stems = collections.Counter(
-            (place, stem_of(source)) for source, place in set(found))
-        self.taken = {os.path.realpath(source) for source, _ in found}
-        self.earlier = set()
-        for table in TABLES:
-            path = os.path.join(folder, table)
-            if not os.path.lexists(path):
-                continue
-            if not overwrite:
+    def __init__(self, folder, found, table, overwrite=False):
+        self.table = os.path.join(folder, table)
+        taken = {}  # keeps the order
+        for source, place in found:
+            stem = path = os.path.join(folder, place, stem_of(source))
+            number = 1
+            while path in taken:
+                number += 1
+                path = f'{stem}_{number}'
+            taken[path] = source
+        self.stems = list(taken)
+        inputs = {os.path.realpath(source) for source, _ in found}
+        for path in [self.table] + [stem + ending for stem in self.stems
+                                    for ending in DRAWN]:
+            if os.path.realpath(path) in inputs:
+                raise InputError(f'{printable(path)}: is an input; --output '
+                                 'names another folder')
+            if os.path.lexists(path) and not overwrite:
                 raise InputError(
-                    f'{printable(path)}: is there from an earlier run; '
-                    '--overwrite replaces its results, --output names '
-                    'another folder')
-            self.earlier |= {os.path.realpath(path), *written(path)}
-
-    def table(self, as_json=False):
-        """Returns the path of the table, and takes it."""
-        path = os.path.join(self.folder, TABLES[as_json])
-        if os.path.realpath(path) in self.taken:
-            raise InputError(f'{printable(path)}: is an input')
-        self.taken.add(os.path.realpath(path))
-        return path
-
-    def choose(self, source, place, extension):
-        """Returns a path in the output that nothing has, and takes it.
-
-        It is named after the input; with the input's extension where two
-        inputs differ in nothing else.
-
-        Args:
-            source: the input.
-            place: subfolder.
-            extension: of the output.
-        """
-        stem = stem_of(source)
-        if self.stems[place, stem] > 1 and not is_live(source):
-            stem = os.path.basename(source)
-        # Room for a number, and for the temporary name's `.tmp`.
-        room = LONGEST - len(extension) - 10
-        if len(os.fsencode(stem)) > room:
-            stem = os.fsencode(stem)[:room].decode('utf-8', 'ignore')
-        for number in itertools.count(1):
-            tried = stem if number == 1 else f'{stem}_{number}'
-            path = os.path.join(self.folder, place, tried + extension)
-            real = os.path.realpath(path)
-            if real not in self.taken and (
-                    real in self.earlier or not os.path.lexists(path)):
-                self.taken.add(real)
-                return path
-
-    def remove_earlier(self):
-        """Removes the earlier run's results that this one has not replaced.
-
-        Two runs' results do not mix.
-        """
-        for path in self.earlier - self.taken:
-            with contextlib.suppress(OSError):
-                os.remove(path)
+                    f'{printable(path)}: is there already; --overwrite '
+                    'replaces results, --output names another folder')
 
 
 def stem_of(source):
-    """Returns an input's name without folder and extension."""
+    """Returns an input's name without folder and ending."""
     if is_camera(source):
         return 'camera' + ''.join(re.findall(r'\d+', source))
     if is_live(source):
         source = re.sub(r'[^\w./-]', '_', source.split('?')[0].rstrip('/'))
-    return os.path.splitext(os.path.basename(source))[0]
+    stem = os.path.splitext(os.path.basename(source))[0]
+    if len(os.fsencode(stem)) > LONGEST_NAME:
+        stem = os.fsencode(stem)[:LONGEST_NAME].decode('utf-8', 'ignore')
+    return stem
 
-
-def written(table):
-    """Returns the real paths of the drawn files that a table names."""
-    folder = os.path.realpath(os.path.dirname(table))
-    try:
-        with open(table, encoding='utf-8', newline='') as file:
-            rows = (json.load(file) if table.endswith('.json')
-                    else list(csv.DictReader(file)))
-        names = {row.get('drawn') for row in rows} - {None, ''}
-        paths = {os.path.realpath(os.path.join(folder, name))
-                 for name in names}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError,
-            csv.Error):
-        return set()  # a table of another kind
-    return {path for path in paths
-            if os.path.commonpath((folder, path)) == folder}
-
-
-# ------------------------------------------------------------ what is drawn
 
 def draw_heads(image, heads, cube=False, labels=None):
-    """Returns a copy of a BGR picture with the heads' pose drawn.
+    """Returns a copy of a BGR picture with the pose of its `Heads` drawn.
 
     Args:
-        image: BGR, (H, W, 3).
-        heads: `estimator.Heads`.
         cube: draw cubes, not axes.
         labels: N numbers to write at the faces.
     """
     image = image.copy()
     sizes = (heads.boxes[:, 2:] - heads.boxes[:, :2]).max(1)
     for box, angles, size in zip(heads.boxes, heads.angles, sizes):
-        center = (box[:2] + box[2:]) / 2
         for color, width in ((0, 3), (255, 1)):
             corners = np.rint(box).astype(int).reshape(2, 2).tolist()
             cv2.rectangle(image, *corners, (color,) * 3, width)
-        draw_pose(image, angles, center, size * (0.9 if cube else 0.6), cube)
-    # Last, so that no other face's box or axes cover them.
+        draw_pose(image, angles, (box[:2] + box[2:]) / 2,
+                  size * (0.9 if cube else 0.6), cube)
+    # Last, so that no other face's box or axes cover the text.
     for row, (angles, size) in enumerate(zip(heads.angles, sizes)):
         lines = [f'{axis} {round(float(angle))}'
                  for axis, angle in zip(AXES, angles)]
@@ -247,7 +182,7 @@ def draw_heads(image, heads, cube=False, labels=None):
 
 
 def write_lines(image, lines, box, size):
-    """Writes lines to the right of a box, or wherever they fit beside it.
+    """Writes lines to the right of a box, or to its left at the border.
 
     White on a black rim is read on light and on dark.
     """

@@ -2,17 +2,16 @@
 import numpy as np
 
 from headpose.geometry.pose import mean_angles
-from headpose.inference.detector import overlap
+from headpose.inference.detector import iou
 
-SAME = 0.3  # intersection over union of a face's boxes in following frames
-MEMORY = 1.0  # seconds for which a face that is not found keeps its number
+MIN_IOU = 0.3  # of a face's boxes in two frames
+MEMORY = 1.0  # seconds for which a missed face keeps its track
 
 
 class Tracker:
-    """Numbers a video's faces and averages their rotations over its frames.
+    """Gives a video's faces track numbers, and smooths their rotations.
 
-    A face is that of an earlier frame whose box it overlaps most; one that is
-    not found keeps its number for MEMORY seconds.
+    A face goes on with the track whose last box it overlaps most.
 
     Args:
         weight: of the frames before in a face's rotation, 0 to below 1.
@@ -24,7 +23,7 @@ class Tracker:
         self.count = 0
 
     def __call__(self, boxes, angles, seconds):
-        """Returns the tracks (N,) and averaged angles (N, 3) of a frame.
+        """Returns the tracks (N,) and smoothed angles (N, 3) of a frame.
 
         Args:
             boxes: (N, 4), pixels.
@@ -34,27 +33,28 @@ class Tracker:
         self.faces = {track: face for track, face in self.faces.items()
                       if seconds - face[2] <= MEMORY}
         tracks = self.assign(boxes)
-        averaged = np.array(angles, float)  # a copy
+        smoothed = np.array(angles, float)  # a copy
         for row, (track, box) in enumerate(zip(tracks, boxes)):
             if track in self.faces:
-                averaged[row], = mean_angles(
+                smoothed[row], = mean_angles(
                     [angles[[row]], [self.faces[track][1]]],
                     (1 - self.weight, self.weight))
-            self.faces[track] = box, averaged[row], seconds
-        return tracks, averaged
+            self.faces[track] = box, smoothed[row], seconds
+        return tracks, smoothed
 
     def assign(self, boxes):
-        """Returns the tracks (N,) of boxes (N, 4), best overlaps first."""
+        """Returns the tracks (N,) of boxes (N, 4), highest IoU first."""
         tracks = np.full(len(boxes), -1)
         known = list(self.faces)
         if known and len(boxes):
             last = np.array([self.faces[track][0] for track in known])
-            shares = np.array([overlap(box, last) for box in boxes])  # (N, K)
-            while shares.max() > SAME:
-                row, column = np.unravel_index(shares.argmax(), shares.shape)
+            overlaps = np.array([iou(box, last) for box in boxes])  # (N, K)
+            while overlaps.max() > MIN_IOU:
+                row, column = np.unravel_index(overlaps.argmax(),
+                                               overlaps.shape)
                 tracks[row] = known[column]
-                shares[row], shares[:, column] = 0, 0
-        for row in np.flatnonzero(tracks < 0):
-            tracks[row] = self.count
-            self.count += 1
+                overlaps[row], overlaps[:, column] = 0, 0
+        new = np.flatnonzero(tracks < 0)
+        tracks[new] = np.arange(self.count, self.count + len(new))
+        self.count += len(new)
         return tracks

@@ -25,12 +25,8 @@ def find_images(data_dir, subfolder='', endings=ENDINGS):
     """Finds the images, or files with other endings, in a folder.
 
     Returns:
-        A dict: names relative to `data_dir`, without extension, to the list
-        of files of that name; of two images, nobody knows which the labels
-        are of.
-
-    Raises:
-        OSError: the folder cannot be read.
+        A dict: names relative to `data_dir`, without extension, to the lists
+        of files of these names.
     """
     images = {}
     for file in sorted(os.listdir(os.path.join(data_dir, subfolder))):
@@ -103,12 +99,6 @@ def decode(data, fast, shrink):
         RGB array, and the image's own width and height.
     """
     if not data.startswith(JPEG):
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            check_pixels(*image.size)
-            if image.mode.startswith(('I', 'F')):
-                # Pillow would cut off what is above 255.
-                raise ValueError('its grey levels have more than 8 bits')
-            image.verify()  # a PNG's checksums, which decoding passes over
         return decode_with_pillow(data, FORMATS, shrink)
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
@@ -130,6 +120,10 @@ def decode_with_pillow(data, formats, shrink):
     """Decodes an image with Pillow; see `decode`."""
     with Image.open(io.BytesIO(data), formats=formats) as image:
         check_pixels(*image.size)
+        if image.mode.startswith(('I', 'F')):  # Pillow would cut off above 255
+            raise ValueError('its grey levels have more than 8 bits')
+        image.verify()  # a PNG's checksums, which decoding passes over
+    with Image.open(io.BytesIO(data), formats=formats) as image:
         return np.asarray(image.convert('RGB').reduce(shrink)), image.size
 
 

@@ -1,5 +1,4 @@
 """Filename lists, and the annotations of the images that they name."""
-import contextlib
 import os
 import re
 from typing import NamedTuple
@@ -96,14 +95,12 @@ def listed_images(data_dir, filename_list):
     Raises:
         DataError: a name has no image, or two.
     """
-    images, folders = {}, {}
-    for name, number in read_numbered_list(filename_list).items():
-        folder = os.path.dirname(name)
-        if folder not in folders:
-            folders[folder] = {}
-            with contextlib.suppress(OSError):  # no folder has no images
-                folders[folder] = find_images(data_dir, folder)
-        files = folders[folder].get(name, [])
+    images, found, names = {}, {}, read_numbered_list(filename_list)
+    for folder in {os.path.dirname(name) for name in names}:
+        if os.path.isdir(os.path.join(data_dir, folder)):
+            found |= find_images(data_dir, folder)
+    for name, number in names.items():
+        files = found.get(name, [])
         if len(files) > 1:
             raise fault(os.path.join(data_dir, files[0]),
                         two_images(name, files[1:]))

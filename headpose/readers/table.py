@@ -202,8 +202,6 @@ def read_row(where, names, cells, axes, signs):
 def read_number(name, text):
     """Returns the finite number in a column's cell, or raises DataError."""
     try:
-        if '_' in text:  # Python's own spelling, nobody else's
-            raise ValueError
         value = float(text)
     except ValueError:
         raise DataError(f'{name}: {text[:LONGEST]!r} is not a number'

@@ -1,0 +1,187 @@
+"""Inputs to results: finds pictures and video, draws the heads in each."""
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+
+import cv2
+from tqdm import tqdm
+
+from headpose.errors import InputError, Interrupted, UserError
+from headpose.files import printable
+from headpose.geometry.pose import AXES
+from headpose.inference.estimator import Estimator
+from headpose.inference.output import PoseTable, draw_heads
+from headpose.inference.pictures import (PICTURES, is_animation, open_picture,
+                                         read_pixels, write_jpeg)
+from headpose.inference.tracker import Tracker
+from headpose.inference.video import (Animation, Camera, Film, is_camera,
+                                      is_live, recording)
+
+
+def find_inputs(inputs, recursive=False, output=None):
+    """Replaces folders by the pictures in them, sorted.
+
+    Args:
+        inputs: files, folders, cameras, addresses.
+        recursive: search subfolders, too.
+        output: folder that is not searched.
+
+    Returns:
+        A list of (source, subfolder of the output), and a message for each
+        input that cannot be used.
+    """
+    found, bad = [], []
+    for entry in inputs:
+        name = printable(entry)
+        if os.path.isdir(entry):
+            pictures = list(pictures_in(entry, recursive, output))
+            found += pictures
+            if not pictures:
+                bad.append(f'{name}: a folder without pictures '
+                           f'({", ".join(PICTURES)})')
+        elif is_live(entry) or os.path.isfile(entry):
+            found.append((entry, ''))
+        else:
+            bad.append(f'{name}: no such file, folder or camera')
+    return found, bad
+
+
+def pictures_in(folder, recursive, output):
+    """Yields (picture, its subfolder) of a folder; see `find_inputs`."""
+    skipped = output and os.path.realpath(output)
+    for place, folders, names in os.walk(folder):
+        below = os.path.relpath(place, folder) if place != folder else ''
+        for name in sorted(names):
+            # macOS leaves ._NAME beside NAME on foreign disks.
+            if name.lower().endswith(PICTURES) and not name.startswith('._'):
+                yield os.path.join(place, name), below
+        folders[:] = sorted(
+            name for name in folders if recursive and name != '__MACOSX'
+            and os.path.realpath(os.path.join(place, name)) != skipped)
+
+
+@dataclasses.dataclass
+class Pipeline:
+    """Estimates, draws and notes the heads in one input after the other."""
+    estimate: Estimator
+    table: PoseTable
+    cube: bool = False   # draw cubes, not axes
+    smooth: float = 0.0  # weight of a video's earlier frames, see `Tracker`
+    window: bool = False  # show a camera's frames
+    received: Sequence[int] = ()  # signals received; the first ends the run
+
+    def draw_all(self, found, stems):
+        """Draws the heads in all inputs; returns messages of the failures.
+
+        Args:
+            found: see `find_inputs`.
+            stems: paths of the drawn files, without their endings.
+
+        Raises:
+            Interrupted: a signal came; what is done is written.
+        """
+        bad = []
+        bar = tqdm(zip(found, stems, strict=True), total=len(found),
+                   leave=False, disable=None if len(found) > 1 else True)
+        for (source, _), stem in bar:
+            try:
+                self.draw(source, stem)
+            except UserError as error:
+                tqdm.write(str(error), file=sys.stderr)
+                bad.append(str(error))
+            if self.received:
+                raise Interrupted(self.received[0])
+        return bad
+
+    def draw(self, source, stem):
+        """Draws the heads in a picture, a video or a camera's frames.
+
+        Raises:
+            UserError: the input, or a part of it, cannot be used, or the
+                drawn file cannot be written.
+        """
+        picture = None if is_live(source) else open_picture(source)
+        if picture is None:
+            kind = Camera if is_camera(source) else Film
+            return self.draw_moving(source, stem, kind(source))
+        if is_animation(source, picture):
+            return self.draw_moving(source, stem, Animation(source, picture))
+        with picture:
+            return self.draw_still(source, stem, read_pixels(source, picture))
+
+    def draw_still(self, source, stem, image):
+        """Draws the heads in a picture; see `draw`."""
+        heads, problems = self.estimate(image)
+        name, several = printable(source), len(heads.boxes) > 1
+        for problem in problems:
+            tqdm.write(f'{name}: {problem}: left out')
+        for face, angles in enumerate(heads.angles):
+            tqdm.write(f'{name}{f" #{face}" * several}: ' + ', '.join(
+                f'{axis} {angle:.1f}' for axis, angle in zip(AXES, angles)))
+        with self.table.drawn(stem + '.jpg'):
+            self.table.add(source, 0, heads)
+            write_jpeg(stem + '.jpg', draw_heads(
+                image, heads, self.cube,
+                range(len(heads.boxes)) if several else None))
+        if not len(heads.boxes):
+            if problems:
+                raise InputError(f'{name}: has no head that can be cropped')
+            tqdm.write(f'{name}: no face found')
+
+    def draw_moving(self, source, stem, moving):
+        """Draws the heads in each frame of a `video.Moving`; see `draw`."""
+        failure, target = None, stem + '.mp4'
+        with (contextlib.closing(moving), self.table.drawn(target),
+              recording(target, moving) as recorder):
+            try:
+                frames, empty = self.draw_frames(source, moving, recorder)
+            except UserError as error:
+                if not recorder.container:  # no frame at all
+                    raise
+                failure = error  # the frames before are kept
+        if failure:
+            raise failure
+        print(f'{printable(source)}: {frames} frames, {empty} without a face: '
+              f'{printable(target)}')
+
+    def draw_frames(self, source, moving, recorder):
+        """Draws until the video ends, a signal comes or the window is closed.
+
+        Returns:
+            The number of frames, and of those without a face.
+        """
+        track, empty, frame, said = Tracker(self.smooth), 0, -1, set()
+        window = self.window and is_camera(source)
+        for frame, (image, seconds) in enumerate(tqdm(
+                moving, desc=printable(source), total=moving.total,
+                disable=None, leave=False)):
+            heads, problems = self.estimate(image)
+            tracks, angles = track(heads.boxes, heads.angles, seconds)
+            heads = heads._replace(angles=angles)
+            for problem in set(problems) - said:  # once, not every frame
+                tqdm.write(f'{printable(source)}: frame {frame}: {problem}: '
+                           'left out')
+                said.add(problem)
+            drawn = draw_heads(image, heads, self.cube, tracks)
+            self.table.add(source, frame, heads, seconds, tracks)
+            recorder.write(drawn, seconds)
+            empty += not len(heads.boxes)
+            if self.received or window and not show(drawn):
+                break
+        if frame < 0:
+            raise InputError(f'{printable(source)}: no frame can be read')
+        return frame + 1, empty
+
+
+def show(image, title='head pose (q ends)'):
+    """Shows a frame in a window; returns False when the user closes it."""
+    try:
+        cv2.imshow(title, image)
+        key = cv2.waitKey(1) & 0xFF
+        return (key not in (ord('q'), 27)  # 27: Escape
+                and cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) >= 1)
+    except cv2.error:
+        raise InputError('no window can be opened here; --no_window writes '
+                         'the video only') from None
