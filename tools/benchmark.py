@@ -374,6 +374,12 @@ def beside(rates, base):
             a / b for a, b in zip(values, rates[base]))
 
 
+def answers(model, images):
+    """Returns a network's logits of pixels, as exports take them."""
+    return model(model.normalize(
+        torch.from_numpy(images).permute(0, 3, 1, 2)))
+
+
 @torch.inference_mode()
 def runtimes(folder, options):
     """(f) Both networks, not trained, in other runtimes; one thread each."""
@@ -386,12 +392,12 @@ def runtimes(folder, options):
         export.main([path, '--snapshot', snapshot])
         fast = for_inference(model)
         functions = {
-            'plain PyTorch': lambda x: model(torch.from_numpy(x)),
-            'folded': lambda x: fast(torch.from_numpy(x)),
+            'plain PyTorch': partial(answers, model),
+            'folded': partial(answers, fast),
             'onnxruntime': session(path), 'OpenVINO': compiled(path)}
         for batch in (1,) if options.quick else (1, 32):
-            rates = in_turns(functions, np.random.rand(
-                batch, 3, size, size).astype(np.float32), options)
+            rates = in_turns(functions, np.random.default_rng(0).integers(
+                0, 256, (batch, size, size, 3), np.uint8), options)
             for name, rate, ratio in beside(rates, 'onnxruntime'):
                 yield {'what': f'(f) {network.title}, {size} px, batch '
                        f'{batch}, {name}', 'unit': 'images/s', 'here': rate,
