@@ -36,10 +36,7 @@ PIXEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 # ------------------------------------------------------------- the method
 
 def bin_index(angles):
-    """Returns the bin of each angle: any shape, degrees to int64 in 0..65.
-
-    99 degrees, the upper end of the range, belongs to the last bin.
-    """
+    """Returns each angle's bin, int64 in 0..65; 99 degrees is in the last."""
     edges = torch.arange(NUM_BINS, device=angles.device) * BIN_WIDTH
     bins = torch.bucketize(angles, edges + MIN_ANGLE, right=True) - 1
     return bins.clamp_(min=0)
@@ -73,16 +70,15 @@ def bin_std(logits):
 
 
 def pose_loss(logits, angles, alpha=2.0):
-    """HopeNet's loss of each image; average it over the batch.
+    """HopeNet's loss of each image (equation 1 of the paper).
 
     The sum over the three axes of the cross entropy of the angle's bin plus
-    alpha times the squared error of the decoded angle (equation 1 of the
-    paper, in degrees squared; the document and HopeNet: alpha = 2).
+    alpha times the squared error of the decoded angle, in degrees squared.
 
     Args:
         logits: (N, 3, 66).
         angles: (N, 3) degrees.
-        alpha: weight of the squared error.
+        alpha: weight of the squared error (the document and HopeNet: 2).
 
     Returns:
         (N,) float32.
@@ -111,8 +107,7 @@ class PoseNetwork(nn.Module):
     logits (N, 3, 66): yaw, pitch, roll.
 
     Attributes:
-        title: the network's name in messages.
-        torchvision_name: torchvision's name of its backbone.
+        title, torchvision_name: names in messages and of the backbone.
         config: plain dict that rebuilds the network (see a checkpoint).
         stem: the modules that stay frozen with ImageNet weights.
         pretrained_norms: names of the batch norms whose running statistics
@@ -153,7 +148,7 @@ class PoseNetwork(nn.Module):
         return (images - self.pixel_mean) / self.pixel_std
 
     def loss(self, logits, angles, alpha=2.0):
-        """Returns the loss of each image (N,); see `pose_loss`."""
+        """Returns the losses (N,); see `pose_loss`."""
         return pose_loss(logits, angles, alpha)
 
     def decode(self, logits):
@@ -170,9 +165,7 @@ class PoseNetwork(nn.Module):
 
         Args:
             images: uint8 tensor or array (N, 3, H, W), RGB.
-            flip: give the mean of the rotations on each image and on its
-                mirror image, and of the two deviations; the logits are the
-                image's own.
+            flip: average with the mirror image's answer, except the logits.
         """
         pixels = self.normalize(
             torch.as_tensor(images).to(self.pixel_mean.device))
@@ -187,10 +180,9 @@ class PoseNetwork(nn.Module):
     def load_pretrained(self, state):
         """Loads ImageNet weights, or a trained network's with its heads.
 
-        The heads, and an attention of which the file has no part, may be
-        missing and start fresh.  All batch norms of the file are frozen
-        (HopeNet's batches are too small to estimate their statistics anew),
-        and so is the stem of ImageNet weights.
+        Heads or an attention that the file lacks start fresh.  The running
+        statistics of the file are frozen (HopeNet's batches are too small to
+        estimate them anew), and so is the stem of ImageNet weights.
 
         Raises:
             WeightsError: other keys are missing, unexpected or mis-shaped.
@@ -210,14 +202,10 @@ class PoseNetwork(nn.Module):
             self.freeze_stem()
 
     def set_train_mode(self, as_published=False):
-        """Sets the batch-norm policy of an epoch.
+        """Sets an epoch's batch-norm policy: pretrained statistics are frozen.
 
-        Pretrained running statistics stay as they came; those of layers that
-        started fresh are live.
-
-        Args:
-            as_published: all in eval mode, as the released code was after
-                its first validation.
+        With `as_published` the whole network is in eval mode, as the released
+        code was after its first validation.
         """
         self.train(not as_published)
         for name in self.pretrained_norms:
@@ -232,8 +220,7 @@ class PoseNetwork(nn.Module):
                          head_factor=HEAD_FACTOR):
         """Returns Adam's groups: the trained backbone, and faster heads.
 
-        Every parameter that is not frozen is in exactly one group.  Biases
-        and batch norms are in groups without weight decay.
+        Biases and batch norms are in groups without weight decay.
 
         Args:
             lr: base learning rate.

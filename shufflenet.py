@@ -94,10 +94,6 @@ class MobileNetwork(PoseNetwork):
 
 # ------------------------------------------------------------- the registry
 
-NETWORKS = {'attnet': AttNet, 'shufflenet': ShuffleNet,
-            'mobile': MobileNetwork}  # by the `network` of their `config`
-
-
 def make_network(backbone='shufflenet', width=1.0):
     """Returns a fresh compact network; the width is ShuffleNet's alone."""
     return (ShuffleNet(width) if backbone == 'shufflenet'
@@ -131,8 +127,7 @@ def rebuild(state, config=None):
         config: the checkpoint's `network`; None for a bare state dict.
 
     Raises:
-        WeightsError: the keys are of another network than the config, or of
-            none.
+        WeightsError: the keys are of another network than the config.
     """
     found = config_of(state)
     if config is not None and config != found:
@@ -140,5 +135,6 @@ def rebuild(state, config=None):
                       for entry in (config, found))
         raise WeightsError(f'the file says that it holds {said!r}, but its '
                            f'weights are those of {seen!r}')
-    options = dict(found)
-    return NETWORKS[options.pop('network')](**options)
+    kind, option = found.values()
+    return {'attnet': AttNet, 'shufflenet': ShuffleNet,
+            'mobile': MobileNetwork}[kind](option)

@@ -83,14 +83,12 @@ class Augmentation(NamedTuple):
 
 def between(limits, draw):
     """Maps a number in [0, 1) evenly into an interval."""
-    low, high = limits
-    return low + (high - low) * float(draw)
+    return limits[0] + (limits[1] - limits[0]) * float(draw)
 
 
 def log_between(limits, draw):
     """Maps a number in [0, 1) log-uniformly into an interval."""
-    low, high = limits
-    return low * (high / low) ** float(draw)
+    return limits[0] * (limits[1] / limits[0]) ** float(draw)
 
 
 def augmented_crop(image, box, angles, draws, size,
@@ -262,12 +260,8 @@ def rows_around(image, height, top, size):
     The rows that are left start and end where rows of the result do, to 3
     hundredths of a pixel.
 
-    Args:
-        image: to be resized to `height` rows, of which the crop has `size`
-            from `top` on.
-
-    Returns:
-        The image's rows, and the `height` and `top` that fit them.
+    Of the `height` rows of the result the crop has `size` from `top` on.
+    Returns the image's rows, and the `height` and `top` that fit them.
     """
     scale = len(image) / height
 
@@ -339,10 +333,7 @@ def coarsened(image, draw):
 
 
 def relit(image, draws):
-    """Changes the light: gamma, grey, a dark side, contrast, sensor noise.
-
-    The gamma always changes; each other change comes in its share of images.
-    """
+    """Changes gamma, and in a share of images grey, light, contrast, noise."""
     levels = np.arange(256) / 255
     curve = 255 * levels ** log_between(GAMMA, draws.gamma)
     image = curve.astype(np.float32)[image]
@@ -362,11 +353,7 @@ def relit(image, draws):
 
 
 def side_light(shape, draws):
-    """Returns factors (H, W) of a light that comes from one side.
-
-    The factors fall from 1 to 1 - DARKEST at least, in any direction, across
-    a hard or a soft edge.
-    """
+    """Returns factors (H, W), 1 - DARKEST to 1, of a light from one side."""
     height, width = shape
     angle = 2 * np.pi * draws.side_angle
     across = ((np.arange(width) / width - 0.5) * np.cos(angle)

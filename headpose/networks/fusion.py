@@ -13,8 +13,8 @@ def conv_norm(conv, norm, x):
 
     With frozen statistics a batch norm is a factor and an offset for each
     channel.  Folded into the convolution's weights, where gradients still
-    reach all parameters, they save a pass over the activations forward, two
-    backward, and the memory of the convolution's output.
+    reach all parameters, they save three passes over the activations, and
+    the memory of the convolution's output.
     """
     if (norm.training or not torch.is_grad_enabled()
             or not isinstance(norm, _BatchNorm)):  # see for_inference
@@ -31,21 +31,17 @@ class ConvNormSequential(nn.Sequential):
 
     def forward(self, x):
         """Maps (N, C, H, W) as its layers do."""
-        layers = list(self)
-        while layers:
-            layer = layers.pop(0)
-            if layers and isinstance(layers[0], _BatchNorm):
-                x = conv_norm(layer, layers.pop(0), x)
-            else:
+        layers = [*self, None]
+        for layer, after in zip(layers, layers[1:]):
+            if isinstance(after, _BatchNorm):
+                x = conv_norm(layer, after, x)
+            elif not isinstance(layer, _BatchNorm):
                 x = layer(x)
         return x
 
 
 def join_norms(model):
-    """Replaces each Sequential with batch norms by a `ConvNormSequential`.
-
-    The modules keep their names.
-    """
+    """Makes each Sequential with batch norms a `ConvNormSequential`."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Sequential) and any(
