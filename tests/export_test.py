@@ -16,6 +16,7 @@ from PIL import Image
 
 import demo
 import export
+from cbam import SpatialGate
 from datasets import PoseDataset
 from headpose.geometry.crop import PROTOCOL_K, PROTOCOL_SIDE, expand_box
 from headpose.readers.lists import read_annotations
@@ -42,8 +43,9 @@ def snapshots(snapshot, tmp_path_factory):
     """Both networks for crops of SIZE, with attention that matters."""
     torch.manual_seed(1)
     model = AttNet()
-    for block in model.blocks():  # fresh ones are one half everywhere
-        torch.nn.init.normal_(block.cbam.SpatialGate.spatial.bn.weight)
+    for module in model.modules():  # fresh ones are one half everywhere
+        if isinstance(module, SpatialGate):
+            torch.nn.init.normal_(module.spatial.bn.weight)
     path = tmp_path_factory.mktemp('attention') / 'x.pkl'
     torch.save({'network': model.config, 'model': model.state_dict(),
                 'options': {'image_size': SIZE}}, path)
