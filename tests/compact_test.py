@@ -14,7 +14,7 @@ import train_shufflenet
 from headpose.errors import WeightsError
 from headpose.training.checkpoint import load_network
 from headpose.training.options import parse_training
-from shufflenet import MARKS, MobileNetwork, make_network, rebuild
+from shufflenet import MARKS, make_network, rebuild
 from tests.conftest import SIZE, TEST_LINE
 from tests.helpers import evaluation_options, train
 from tests.run_test import assert_equal
@@ -52,8 +52,6 @@ def test_another_networks_weights_are_refused(tmp_path):
     state = make_network('mobilenet_v3_small').state_dict()
     with pytest.raises(WeightsError, match='do not fit efficientnet_b0'):
         make_network('efficientnet_b0').load_pretrained(state)
-    with pytest.raises(ValueError, match="'resnet18', not one of mobilenet"):
-        MobileNetwork('resnet18')
 
 
 @pytest.mark.parametrize('backbone', MARKS)

@@ -165,13 +165,6 @@ def test_every_width_fits_its_imagenet_weights(width):
     assert count == published - 1000 + heads
 
 
-def test_unknown_variants_name_the_known():
-    with pytest.raises(ValueError, match='cbam, none'):
-        AttNet('se')
-    with pytest.raises(ValueError, match='0.5, 1.0, 1.5, 2.0'):
-        ShuffleNet(3.0)
-
-
 # -------------------------------------------------------- bins and the loss
 
 @given(ANGLES)

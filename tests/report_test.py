@@ -304,7 +304,7 @@ def test_a_report_does_not_differ_from_itself(run, tmp_path):
     path = written(tmp_path / 'report.json', names, true + 3, true)
     status, out, err = run(compare, 'compare', path, tmp_path)
     assert status == 0, err
-    assert '20 common images\n' in out
+    assert '20 common images (left out: 0 of A, 0 of B)\n' in out
     assert 'the difference is within the error bars' in out
     *_, last = [line for line in out.splitlines() if line.startswith('MAE')]
     assert last.split()[1:] == ['3.0000', '3.0000', '0.0000', '0.0000',

@@ -11,10 +11,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 def conv_norm(conv, norm, x):
     """Applies a convolution and its batch norm, in one pass where possible.
 
-    With frozen statistics a batch norm is a factor and an offset for each
-    channel.  Folded into the convolution's weights, where gradients still
-    reach all parameters, they save three passes over the activations, and
-    the memory of the convolution's output.
+    A batch norm with frozen statistics is folded into the convolution's
+    weights, where gradients still reach all parameters: that saves three
+    passes over the activations, and the memory of the convolution's output.
     """
     if (norm.training or not torch.is_grad_enabled()
             or not isinstance(norm, _BatchNorm)):  # see for_inference

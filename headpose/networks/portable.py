@@ -12,9 +12,9 @@ from torch import nn
 from headpose.errors import RunError
 from headpose.files import atomic
 
-# Degrees between PyTorch's angles and the written network's: the largest, on
-# random pixels; of int8 the mean, on training crops.  The shipped network's
-# are 3e-5, 0.3 and up to 1.8; more than these is more than lost precision.
+# Degrees between PyTorch's angles and the file's: the largest, on random
+# pixels; of int8 the mean, on training crops.  The shipped network's are 3e-5,
+# 0.3 and up to 1.8; more than these is more than lost precision.
 TOLERANCES = {'float32': 1e-3, 'fp16': 0.5, 'int8': 3.0}
 OUTPUTS = ['logits', 'angles', 'spread']
 OPSET = 18  # of ONNX: what PyTorch writes; any other it converts afterwards
@@ -28,11 +28,8 @@ PERCENTILE = 99.99  # of a tensor's values are within its 8 bits' range
 class PortableGate(nn.Module):
     """CBAM's channel gate in operations that every runtime has in full.
 
-    The perceptron's layers become convolutions of one pixel: OpenCV has
-    matrix products for a batch of one only.
-
-    Args:
-        gate: a `cbam.ChannelGate`.
+    The layers of a `cbam.ChannelGate` become convolutions of one pixel:
+    OpenCV has matrix products for a batch of one only.
     """
 
     def __init__(self, gate):
@@ -57,10 +54,7 @@ def pixel_convolution(linear):
 
 
 class MeanPool(nn.Module):
-    """The average of each channel, in one operation.
-
-    PyTorch's adaptive pooling is exported as a gathering of indices.
-    """
+    """Average pooling: PyTorch exports its adaptive one as many gathers."""
 
     def forward(self, x):
         """Maps (N, C, H, W) to (N, C, 1, 1)."""
@@ -68,11 +62,7 @@ class MeanPool(nn.Module):
 
 
 class Portable(nn.Module):
-    """A network with its normalisation and decoding, in every runtime's terms.
-
-    Args:
-        model: a `hopenet.PoseNetwork`; parts of it are replaced.
-    """
+    """A `hopenet.PoseNetwork`, changed in place, for uint8 (N, H, W, 3)."""
 
     def __init__(self, model):
         super().__init__()
@@ -85,7 +75,7 @@ class Portable(nn.Module):
         self.model = model.eval()
 
     def forward(self, images):
-        """Maps uint8 (N, H, W, 3) to logits, angles and standard deviation."""
+        """Maps images to logits, angles and standard deviation."""
         count, height, width, channels = images.shape
         # Without the line of pixels onnxruntime moves the change of axes
         # behind the normalisation, which then takes a quarter of an 8-bit
@@ -95,10 +85,10 @@ class Portable(nn.Module):
         pixels = pixels.reshape(count, channels, height, width)
         dtype = next(self.model.parameters()).dtype
         logits = self.model(pixels.to(dtype)).float()
-        shape = logits.shape[1:]
+        axes, bins = logits.shape[1:]
         # OpenCV adds axes of its own before.
-        return (logits.reshape(-1, *shape),
-                self.model.decode(logits).reshape(-1, shape[0]),
+        return (logits.reshape(-1, axes, bins),
+                self.model.decode(logits).reshape(-1, axes),
                 self.model.bin_std(logits).reshape(-1))
 
 
@@ -118,8 +108,7 @@ def write(path, model, size, precision='float32', batches=None, notes=None):
         Degrees between the angles of PyTorch and of the file, see TOLERANCES.
 
     Raises:
-        RunError: a package is missing; the file cannot be written; or its
-            angles differ by more than TOLERANCES.
+        RunError: a package is missing, or the angles differ by more.
     """
     network = Portable(model)
     sample = torch.randint(256, (3, size, size, 3), dtype=torch.uint8)
@@ -156,13 +145,7 @@ def write_pt2(path, program, batches):
 def write_onnx(path, program, batches, precision, notes):
     """Writes ONNX; returns the angles that onnxruntime gives on the batches.
 
-    Args:
-        path: of the file.
-        program: a torch.export program of `Portable`.
-        batches, precision, notes: see `write`.
-
-    Raises:
-        RunError: a package is missing.
+    Args: see `write`; `program` is a torch.export program of `Portable`.
     """
     try:
         import onnx  # optional packages
@@ -177,8 +160,8 @@ def write_onnx(path, program, batches, precision, notes):
     if precision == 'int8':
         quantize(path, batches)
     model = onnx.load(path)
-    # The packages name operator sets that no node uses, and their own version
-    # of the format; only with what is needed do older runtimes open the file.
+    # Older runtimes refuse the newest version of the format, and operator sets
+    # that no node uses.
     domains = {node.domain for node in model.graph.node}
     needed = [entry for entry in model.opset_import if entry.domain in domains]
     del model.opset_import[:]
@@ -194,12 +177,7 @@ def write_onnx(path, program, batches, precision, notes):
 
 
 def quantize(path, batches):
-    """Makes 8-bit integers of an ONNX file's network, in place.
-
-    Args:
-        path: of the file.
-        batches: see `write`.
-    """
+    """Quantises an ONNX file's network, in place; `batches` as in `write`."""
     import onnx  # optional packages
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -222,9 +200,6 @@ def float_nodes(graph):
 
     Those before the first convolution, which normalise; the attention's
     gates, small numbers that scale all others; and the heads and decoding.
-
-    Args:
-        graph: of `Portable`, its nodes in the order of computation.
     """
     kinds = [node.op_type for node in graph.node]
     start, stop = kinds.index('Conv'), kinds.index('Gemm')
@@ -237,23 +212,18 @@ def float_nodes(graph):
 
 
 class CalibrationReader:
-    """Batches as onnxruntime's calibration reads them, one at a time.
-
-    Args:
-        batches: see `write`.
-    """
+    """Batches as onnxruntime's calibration reads them, one at a time."""
 
     def __init__(self, batches):
         self.batches = batches
-        self.set_range(0, 0)
 
     def __len__(self):
         return len(self.batches)
 
     def set_range(self, start_index, end_index):
-        """Starts anew, with a part of the batches."""
-        self.next = iter(self.batches[start_index:end_index])
+        """Selects a part of the batches."""
+        self.part = iter(self.batches[start_index:end_index])
 
     def get_next(self):
         """Returns the next input, or None after the last."""
-        return next(({'images': batch.numpy()} for batch in self.next), None)
+        return next(({'images': batch.numpy()} for batch in self.part), None)
