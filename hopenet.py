@@ -177,10 +177,10 @@ class PoseNetwork(nn.Module):
             self.freeze_stem()
 
     def set_train_mode(self, as_published=False):
-        """Sets an epoch's batch-norm policy: pretrained statistics are frozen.
+        """Sets an epoch's mode: pretrained running statistics are frozen.
 
-        With `as_published` the whole network is in eval mode, as the released
-        code was after its first validation.
+        With `as_published` all is in eval mode, as the released code was
+        after its first validation.
         """
         self.train(not as_published)
         for name in self.pretrained_norms:

@@ -57,9 +57,8 @@ class ShuffleNet(PoseNetwork, ShuffleNetV2):
 class MobileNetwork(PoseNetwork):
     """A MobileNet or EfficientNet of torchvision with pose heads.
 
-    Neither features nor, as in EfficientNet's training on ImageNet, whole
-    blocks are dropped at random: a batch in parts must give the gradients of
-    the whole.
+    Without dropout or EfficientNet's stochastic depth: a batch in parts must
+    give the gradients of the whole.
 
     Args:
         backbone: torchvision's name, a key of MARKS.

@@ -45,8 +45,8 @@ def bootstrap(values):
 def axis_table(result):
     """Returns a DataFrame with rows yaw, pitch, roll and MAE.
 
-    Its columns: the mean absolute error, the ends of its 95% interval, the
-    median of absolute errors, and the bias, the mean of predicted minus true.
+    `low` and `high` are the ends of the error's 95% interval; the bias is the
+    mean of predicted minus true.
     """
     errors = with_mean(result.errors)
     low, high = bootstrap(errors)
@@ -64,8 +64,8 @@ def range_table(result, axis):
         axis: 0, 1 or 2 for |yaw|, |pitch| or |roll|.
 
     Returns:
-        A DataFrame, a row for each of `RANGES`; the last has the few angles
-        beyond 90 degrees, too.  NaN is the error of no image.
+        A DataFrame, a row for each of `RANGES`: the last has the angles
+        beyond 90 degrees, too; NaN where there is no image.
     """
     edges = [low for low, _ in RANGES] + [np.inf]
     table = pd.DataFrame(with_mean(result.errors), columns=COLUMNS)

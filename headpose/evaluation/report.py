@@ -1,9 +1,8 @@
-"""From a network's answers to what people read: lines, tables, files.
+"""What a test says and writes: lines, a CSV, pictures, and a report.
 
-`--report DIR` of a testing script writes report.json and report.html, a page
-for people.  Both hold errors with 95% bootstrap intervals, by range of each
-angle, the rotation's geodesic error, curves, the worst images, and where the
-checkpoint comes from.
+A report is report.json and report.html: errors with 95% bootstrap intervals,
+by range of each angle, the rotation's geodesic error, curves, the worst
+images, and where the checkpoint comes from.
 """
 import json
 import os

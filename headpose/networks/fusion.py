@@ -50,10 +50,10 @@ def join_norms(model):
 
 @torch.no_grad()
 def for_inference(model):
-    """Returns a faster copy of a network that cannot be trained.
+    """Returns a faster copy of a network, which cannot be trained.
 
-    Each batch norm is folded into the convolution declared before it; in all
-    our networks the two also run one after the other.
+    A batch norm is folded into the convolution that is declared before it, in
+    all our networks the one that runs before it.
     """
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):

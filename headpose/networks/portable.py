@@ -17,7 +17,6 @@ from headpose.files import atomic
 # 0.3 and up to 1.8; more than these is more than lost precision.
 TOLERANCES = {'float32': 1e-3, 'fp16': 0.5, 'int8': 3.0}
 OUTPUTS = ['logits', 'angles', 'spread']
-OPSET = 18  # of ONNX: what PyTorch writes; any other it converts afterwards
 # Computed in 8 bits: convolutions, what they absorb, and what only moves
 # numbers; not the heads and the attention's gates, small and decisive.
 INT8_OPERATORS = ('Conv', 'Relu', 'MaxPool', 'Concat', 'Split', 'Reshape',
@@ -26,9 +25,8 @@ PERCENTILE = 99.99  # of a tensor's values are within its 8 bits' range
 
 
 class PortableGate(nn.Module):
-    """CBAM's channel gate in operations that every runtime has in full.
+    """A `cbam.ChannelGate` whose linear layers are convolutions of one pixel.
 
-    The layers of a `cbam.ChannelGate` become convolutions of one pixel:
     OpenCV has matrix products for a batch of one only.
     """
 
@@ -92,7 +90,7 @@ class Portable(nn.Module):
                 self.model.bin_std(logits).reshape(-1))
 
 
-def write(path, model, size, precision='float32', batches=None, notes=None):
+def write(path, model, size, precision, batches, notes):
     """Writes a network as .onnx or .pt2 and checks its angles.
 
     Args:
@@ -101,7 +99,7 @@ def write(path, model, size, precision='float32', batches=None, notes=None):
         size: side of the images, pixels.
         precision: of an .onnx file's network: a key of TOLERANCES.
         batches: for int8, training crops that show the ranges of values,
-            uint8 tensors (N, size, size, 3).
+            uint8 tensors (N, size, size, 3); else None.
         notes: dict of strings, an .onnx file's metadata.
 
     Returns:
@@ -125,8 +123,7 @@ def write(path, model, size, precision='float32', batches=None, notes=None):
         if path.endswith('.pt2'):
             angles = write_pt2(temporary, program, batches)
         else:
-            angles = write_onnx(temporary, program, batches, precision,
-                                notes or {})
+            angles = write_onnx(temporary, program, batches, precision, notes)
         apart = (expected - angles).abs()
         apart = (apart.mean() if precision == 'int8' else apart.max()).item()
         if not apart < TOLERANCES[precision]:  # NaN, too
@@ -152,8 +149,9 @@ def write_onnx(path, program, batches, precision, notes):
         import onnxruntime
 
         torch.onnx.export(program, f=path, input_names=['images'],
-                          output_names=OUTPUTS, opset_version=OPSET,
-                          external_data=False, verbose=False)
+                          output_names=OUTPUTS, external_data=False,
+                          opset_version=18,  # the exporter's own
+                          verbose=False)
     except ImportError as error:
         raise RunError(f'.onnx needs {error.name}: pip install onnx '
                        'onnxruntime onnxscript') from None
@@ -201,14 +199,14 @@ def float_nodes(graph):
     Those before the first convolution, which normalise; the attention's
     gates, small numbers that scale all others; and the heads and decoding.
     """
-    kinds = [node.op_type for node in graph.node]
-    start, stop = kinds.index('Conv'), kinds.index('Gemm')
-    gates = [node for node in graph.node
+    nodes = list(graph.node)  # in the order of computation
+    kinds = [node.op_type for node in nodes]
+    gates = [node for node in nodes
              if any('.cbam.' in name for name in node.input)]
     fed = {node.input[0] for node in gates}
-    gates += [node for node in graph.node if fed.intersection(node.output)]
-    return [node.name for node in
-            [*graph.node[:start], *gates, *graph.node[stop:]]]
+    gates += [node for node in nodes if fed.intersection(node.output)]
+    return [node.name for node in nodes[:kinds.index('Conv')] + gates
+            + nodes[kinds.index('Gemm'):]]
 
 
 class CalibrationReader:

@@ -28,12 +28,8 @@ def plain_keys(state):
 def load_exactly(model, state, may_miss=()):
     """Loads a state dict whose keys and shapes are the network's.
 
-    `num_batches_tracked`, which old releases of PyTorch did not write, may
-    always be missing.
-
-    Raises:
-        WeightsError: keys are missing (other than `may_miss`), unexpected or
-            of another shape; the message names them.
+    Missing may be `may_miss`, and `num_batches_tracked`, which old releases
+    of PyTorch did not write; WeightsError names any other difference.
     """
     own = model.state_dict()
     found = {
