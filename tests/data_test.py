@@ -1008,4 +1008,4 @@ def test_lists(tmp_path):
     with pytest.raises(DataError, match='not a text file'):
         read_list(empty)
     with pytest.raises(DataError, match='no such data folder'):
-        read_annotations(tmp_path / 'nowhere', empty)
+        datasets.read_annotations(tmp_path / 'nowhere', empty)

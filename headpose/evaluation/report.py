@@ -57,7 +57,7 @@ def present(result, data, checkpoint, snapshot, filename_list, landmarks,
     if report:
         write_report(report, result, data, checkpoint, {
             'checkpoint': str(snapshot), 'sha256': digest(snapshot),
-            'data_dir': str(data.data_dir),
+            'data_dir': str(data.annotations.data_dir),
             'filename_list': str(filename_list or labels),
             'landmarks': landmarks, 'image_size': image_size, 'flip': flip,
             'images': len(result.indices), 'crop': data.protocol,

@@ -31,41 +31,38 @@ def find_pairs(folder, dataset, include_flips=False):
     Returns:
         pairs: sorted (name, image file, None), relative to the folder.
         bad: a line for each name that is no pair, sorted.
-
-    Raises:
-        DataError: a folder cannot be read.
     """
+    subfolders = [''] if dataset != '300W_LP' else [
+        entry.name for entry in os.scandir(folder)
+        if entry.is_dir() and entry.name not in NOT_PAIRS
+        and not entry.name.startswith('.')
+        and (include_flips or not entry.name.endswith('_Flip'))]
     pairs, bad = [], []
-    try:
-        for subfolder in find_subfolders(folder, dataset, include_flips):
-            images = find_images(folder, subfolder)
-            mats = find_images(folder, subfolder, ('.mat',))
-            for name in images.keys() | mats.keys():
-                file, *others = images.get(name) or mats[name]
-                problem = (
-                    f'has no image ({", ".join(ENDINGS)})'
-                    if name not in images else 'has no .mat'
-                    if name not in mats else two_images(name, others)
-                    if others else None if can_be_listed(name) else
-                    'no list can hold this name: it has a line end, or '
-                    'starts or ends with a space')
-                if problem:
-                    bad.append(f'{printable(file)}: {problem}')
-                else:
-                    pairs.append((name, file, None))
-    except OSError as error:
-        raise fault(error.filename, error.strerror) from None
+    for subfolder in subfolders:
+        images = find_images(folder, subfolder)
+        mats = find_images(folder, subfolder, ('.mat',))
+        for name in images.keys() | mats.keys():
+            file, *others = images.get(name) or mats[name]
+            if problem := pair_problem(name, name in images, name in mats,
+                                       others):
+                bad.append(f'{printable(file)}: {problem}')
+            else:
+                pairs.append((name, file, None))
     return sorted(pairs), sorted(bad)
 
 
-def find_subfolders(folder, dataset, include_flips):
-    """Returns the folders of a data set that may hold pairs."""
-    if dataset != '300W_LP':
-        return ['']
-    return [entry.name for entry in os.scandir(folder)
-            if entry.is_dir() and entry.name not in NOT_PAIRS
-            and not entry.name.startswith('.')
-            and (include_flips or not entry.name.endswith('_Flip'))]
+def pair_problem(name, has_image, has_mat, others):
+    """Returns why a name, with other image files, is no pair, or None."""
+    if not has_image:
+        return f'has no image ({", ".join(ENDINGS)})'
+    if not has_mat:
+        return 'has no .mat'
+    if others:
+        return two_images(name, others)
+    if not can_be_listed(name):
+        return ('no list can hold this name: it has a line end, or starts or '
+                'ends with a space')
+    return None
 
 
 def find_rows(folder, dataset, path):
@@ -82,8 +79,8 @@ def find_rows(folder, dataset, path):
     """
     table = (biwi.read_boxes(folder, path)[0] if dataset == 'BIWI'
              else read_table(path))
-    return sorted(((row.name, row.image, row) for row in table.rows),
-                  key=lambda pair: pair[0]), table.bad
+    pairs = {row.name: (row.name, row.image, row) for row in table.rows}
+    return [pairs[name] for name in sorted(pairs)], table.bad
 
 
 def check_pairs(folder, pairs, workers):
@@ -104,20 +101,17 @@ def check_pair(path, image, row=None):
 
     Returns:
         The angle beyond +-99 degrees, in words; None for a good pair.
-
-    Raises:
-        DataError: the image or its labels cannot be used.
     """
     try:
         if row is None:
             angles, box = read_labels(f'{path}.mat')
         else:
-            box = row.box
-            angles = (biwi.frame_angles(path) if row.angles is None
-                      else row.angles)
+            angles, box = row.angles, row.box
+        if angles is None:
+            angles = biwi.frame_angles(path)
         if problem := crop_problem(box, *check_image(image)):
             raise fault(image, problem)
     except DataError as error:
-        raise DataError(f'{row.where}: {error}' if row
-                        else str(error)) from None
+        where = f'{row.where}: ' if row else ''
+        raise DataError(f'{where}{error}') from None
     return beyond_range(angles)
