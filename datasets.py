@@ -76,10 +76,6 @@ class PoseDataset:
         return os.path.join(self.annotations.data_dir,
                             self.annotations.images[index])
 
-    def draws(self, epoch):
-        """Returns an epoch's random numbers: (N, fields of `Draws`)."""
-        return random_numbers(len(self), self.seed, epoch)
-
     def texture(self, draw):
         """Returns a training picture to cut a patch from, an RGB array."""
         index = self.textures[int(draw * len(self.textures))]
@@ -95,12 +91,12 @@ class PoseDataset:
             DataError: the image is damaged, or the face box outside of it.
         """
         epoch, index = key
-        box, angles = (values[index] for values in (
-            self.annotations.boxes, self.annotations.angles))
+        box = self.annotations.boxes[index]
+        angles = self.annotations.angles[index]
         size, shrink = of_epoch(self.size, epoch), 1
         augmentation = of_epoch(self.augmentation, epoch)
         if augmentation:
-            draws = Draws(*self.draws(epoch)[index])
+            draws = Draws(*epoch_draws(len(self), self.seed, epoch)[index])
             shrink = shrinkage(box, draws, size, augmentation.box_jitter)
         image = read_image(self.path(index), bool(augmentation), shrink)
         if problem := crop_problem(
@@ -131,7 +127,7 @@ def seeded(stream, seed, epoch):
 
 
 @functools.lru_cache(maxsize=1)
-def random_numbers(count, seed, epoch):
+def epoch_draws(count, seed, epoch):
     """Returns an epoch's random numbers: (count, fields of `Draws`)."""
     generator = seeded(AUGMENTATION, seed, epoch)
     return torch.rand(count, len(Draws._fields), generator=generator).numpy()
@@ -275,13 +271,11 @@ def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
         batch_size: of all processes together.
         image_sizes: sides of the training crops, pixels: each has an equal
             part of the epochs; the last is that of the validation crops.
-        num_epochs: of the run.
         augmentation: beyond HopeNet's; None trains on the test crops.
         weak_end: last share of the run, which has a quarter of it.
         split, split_seed: 'photo' or 'image', see `split_keys`, and its seed.
         seed: of the order and of the augmentation.
         num_workers: processes that load images.
-        device: of the network.
         rank, world_size: of this process, and the number of processes.
 
     Raises:
@@ -291,21 +285,20 @@ def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
     training, validation = split_indices(keys, split_seed)
     print_split(keys, kind, training, validation)
     if len(training) < world_size:
-        raise DataError(f'{annotations.data_dir}: {len(training)} training '
-                        f'images are too few for {world_size} processes')
+        raise fault(annotations.data_dir, f'{len(training)} training images '
+                    f'are too few for {world_size} processes')
     sizes = [image_sizes[epoch * len(image_sizes) // num_epochs]
              for epoch in range(num_epochs)]
     by_epoch = augmentation and [
         augmentation.weakened(WEAK) if epoch >= num_epochs * (1 - weak_end)
         else augmentation for epoch in range(num_epochs)]
+    sides = ((PoseDataset(annotations, sizes, by_epoch, seed,
+                          textures=training), training, True),
+             (PoseDataset(annotations, image_sizes[-1]), validation, False))
     return tuple(
         make_loader(dataset, EpochBatchSampler(
             indices, batch_size, shuffle, seed, rank, world_size),
-            num_workers, device)
-        for dataset, indices, shuffle in (
-            (PoseDataset(annotations, sizes, by_epoch, seed,
-                         textures=training), training, True),
-            (PoseDataset(annotations, image_sizes[-1]), validation, False)))
+            num_workers, device) for dataset, indices, shuffle in sides)
 
 
 def evaluation_loader(annotations, *, batch_size=32, image_size=224,

@@ -71,10 +71,7 @@ def list_path(folder, output, labels):
 def sort_out(found, results, bad):
     """Returns good names, a list, and dropped ones, a dict to the reasons.
 
-    Args:
-        found: tuples that start with an image's name.
-        results: of `pairs.check_pairs`.
-        bad: a list of lines, which errors are added to.
+    Errors among the results of `pairs.check_pairs` are added to `bad`.
     """
     kept, dropped = [], {}
     with signals_noted(), contextlib.closing(results):

@@ -179,8 +179,6 @@ def test_people_who_came_twice_are_one_group(rendered):
     ('hpdb/25/frame_00003_rgb.png,{}', 'line 2: .*00003_rgb.png is not in'),
     ('hpdb/01/frame_00009_rgb.png,{}', 'line 2: .*00009_rgb.png is not in'),
     ('hpdb/01/face.png,{}', 'line 2: hpdb/01/face.png is no frame of BIWI'),
-    ('hpdb/01/frame_00003_rgb.png,{}\nfaces_0/01/frame_00003_rgb.png,{}',
-     'line 3: faces_0/01/frame_00003_rgb.png is listed already'),
     ('hpdb/01/frame_00003_rgb.png,a,2,30,40', "line 2: x_min: 'a' is not")])
 def test_bad_boxes_are_named_by_their_line(rendered, tmp_path, text, message):
     path = tmp_path / 'boxes.csv'

@@ -19,10 +19,9 @@ its angles are those of HopeNet's conversion (natanielruiz/deep-head-pose,
 code/datasets.py, class BIWI) and FSA-Net's (shamangary/FSA-Net,
 data/TYY_create_db_biwi.py).
 
-The test also prints the number of frames left out, the mean rotation error,
-which other papers' orders of turning do not change, and all errors after
-alignment by sequence, as Opal23 has it (`pose.aligned`).  The three crops are
-described in `crop.protocol_crop`.
+The test also prints the number of frames left out, the mean rotation error
+(independent of the Euler angles' order), and all errors after alignment by
+sequence (`pose.aligned`).  `crop.protocol_crop` has the three crops.
 
 The 70/30 protocol trains on 16 of the 24 sequences and tests on 8, three
 times.  HopeNet's lists were never published, FSA-Net draws without a seed,
@@ -94,18 +93,14 @@ def read_boxes(data_dir, labels):
     for row in table.rows:
         match = FRAME.search(row.image)
         image = match and frames.get(match.groups())
-        if not match:
-            problem = 'is no frame of BIWI, such as ' + EXAMPLE
-        elif not image:
-            problem = f'is not in {printable(data_dir)}'
-        elif image in rows:
-            problem = 'is listed already'
-        else:
+        if image:
             person = RECORDED_AGAIN.get(sequence(image), sequence(image))
             rows[image] = row._replace(image=image, group=person,
                                        name=image.removesuffix('.png'))
-            continue
-        bad.append(f'{row.where}: {printable(row.image)} {problem}')
+        else:
+            problem = (f'is not in {printable(data_dir)}' if match else
+                       f'is no frame of BIWI, such as {EXAMPLE}')
+            bad.append(f'{row.where}: {printable(row.image)} {problem}')
     return (table._replace(rows=list(rows.values()), bad=bad),
             dict(collections.Counter(number for number, _ in frames)))
 

@@ -21,11 +21,9 @@ FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'TIFF', 'WEBP')
 
 
 def find_images(data_dir, subfolder='', endings=ENDINGS):
-    """Finds the images, or files with other endings, in a folder.
+    """Returns a dict of the names in a folder to lists of their files.
 
-    Returns:
-        A dict: names relative to `data_dir`, without extension, to the lists
-        of files of these names.
+    Names, without extension, and files are relative to `data_dir`.
     """
     images = {}
     for file in sorted(os.listdir(os.path.join(data_dir, subfolder))):

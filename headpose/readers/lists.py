@@ -47,9 +47,8 @@ def read_list(path):
     """Returns a dict of a list's names, normalised, to their lines' numbers.
 
     Raises:
-        DataError: there is no such file, the list is empty, or a name leaves
-            the data folder or is listed twice (its image would count twice,
-            and could be on both sides of the split).
+        DataError: the list is missing or empty, or a name leaves the data
+            folder or is listed twice (it could be on both sides of a split).
     """
     try:
         with open(path, 'rb') as file:
@@ -80,11 +79,7 @@ def leaves_folder(name):
 
 
 def listed_images(data_dir, filename_list):
-    """Returns a dict of the names in a list to their image files.
-
-    Raises:
-        DataError: a name has no image, or two.
-    """
+    """Returns a dict of the names in a list to their image files."""
     images, found, names = {}, {}, read_list(filename_list)
     for folder in {os.path.dirname(name) for name in names}:
         if os.path.isdir(os.path.join(data_dir, folder)):

@@ -14,8 +14,8 @@ from headpose.files import printable, read_bytes
 from headpose.geometry.crop import crop_problem
 
 WANTED = ('Pose_Para', 'pt2d')
-# Bytes of a file; the releases' have some 10,000.  A packed file may unpack
-# to a thousand times its size.
+# Bytes; the releases' files have 10,000.  A packed file may unpack to 1,000
+# times its size.
 MAX_MAT = 2 ** 22
 
 

@@ -43,40 +43,24 @@ def find_pairs(folder, dataset, include_flips=False):
         mats = find_images(folder, subfolder, ('.mat',))
         for name in images.keys() | mats.keys():
             file, *others = images.get(name) or mats[name]
-            if problem := pair_problem(name, name in images, name in mats,
-                                       others):
-                bad.append(f'{printable(file)}: {problem}')
+            if name not in images:
+                problem = f'has no image ({", ".join(ENDINGS)})'
+            elif name not in mats:
+                problem = 'has no .mat'
+            elif others:
+                problem = two_images(name, others)
+            elif not can_be_listed(name):
+                problem = ('no list can hold this name: it has a line end, or '
+                           'starts or ends with a space')
             else:
                 pairs.append((name, file, None))
+                continue
+            bad.append(f'{printable(file)}: {problem}')
     return sorted(pairs), sorted(bad)
 
 
-def pair_problem(name, has_image, has_mat, others):
-    """Returns why a name, with other image files, is no pair, or None."""
-    if not has_image:
-        return f'has no image ({", ".join(ENDINGS)})'
-    if not has_mat:
-        return 'has no .mat'
-    if others:
-        return two_images(name, others)
-    if not can_be_listed(name):
-        return ('no list can hold this name: it has a line end, or starts or '
-                'ends with a space')
-    return None
-
-
 def find_rows(folder, dataset, path):
-    """Lists the images of a table of labels, as `find_pairs` does.
-
-    Args:
-        folder: that the images are relative to.
-        dataset: 'BIWI', whose table has only boxes, or another.
-        path: of the table.
-
-    Returns:
-        pairs: sorted (name, image file, `table.Row`).
-        bad: a line for each row that cannot be used.
-    """
+    """Lists a table's images as `find_pairs` does, each with its `Row`."""
     table = (biwi.read_boxes(folder, path)[0] if dataset == 'BIWI'
              else read_table(path))
     pairs = {row.name: (row.name, row.image, row) for row in table.rows}
@@ -95,8 +79,7 @@ def check_pair(path, image, row=None):
     """Reads an image and its labels as strictly as training and test do.
 
     Args:
-        path: of the image without extension; the labels' file is named so.
-        image: path of the image.
+        path, image: of the image, without and with extension.
         row: the image's `table.Row`; None: the labels are in a .mat file.
 
     Returns:

@@ -50,7 +50,6 @@ OTHER_NAMES = {'image': ('path', 'file'), 'x_min': ('tl_x',),
 # -9.327, which HopeNet's conversion of its pose.txt puts at 9.327.
 OPAL23 = ['#', 'image', 'tl_x', 'tl_y', 'br_x', 'br_y', *AXES]
 OPAL23_SIGNS = (-1, 1, 1)
-LONGEST = 40  # characters of a cell that a message shows
 
 
 class Row(NamedTuple):
@@ -186,7 +185,7 @@ def read_number(name, text):
     try:
         value = float(text)
     except ValueError:
-        raise DataError(f'{name}: {text[:LONGEST]!r} is not a number'
+        raise DataError(f'{name}: {text[:40]!r} is not a number'
                         + (', decimals take a point' if ',' in text else '')
                         ) from None
     if not np.isfinite(value):
@@ -215,9 +214,8 @@ def annotate(data_dir, table, filename_list=None, angles_of=None):
     """Returns the `Annotations` of a `LabelTable`'s rows.
 
     Args:
-        data_dir: the folder that the images' names are relative to.
+        data_dir, filename_list: see `datasets.read_annotations`.
         table: a `LabelTable`.
-        filename_list: a list of some of its images; None for all.
         angles_of: returns the angles of an image, given its path without
             extension; None: the row has them.
     """
