@@ -75,23 +75,23 @@ def warn_if_busy(device):
 
 # ------------------------------------------------- the same run, or another
 
-def refuse_differences(path, before, now, override=False):
+def refuse_differences(path, before, now, override=False, names=RUN_OPTIONS):
     """Raises RunError if what makes a run is not what it was.
 
     Args:
         path: of the checkpoint, for the message.
         before, now: plain dicts of options, or of hashes of the data.
         override: let pass what can change.
+        names: the entries that are compared.
 
     Returns:
         What differs: a dict of names to pairs, what it was and is.
     """
-    names = RUN_OPTIONS | {'list', 'labels', 'table', 'split'}
     if now.get('one_cycle') or now.get('weak_end') or len(
             now.get('image_sizes', [])) > 1:
-        names.add('num_epochs')  # it shapes every epoch of the run
+        names = {*names, 'num_epochs'}  # it shapes every epoch of the run
     changed = {name: [before[name], now[name]] for name
-               in sorted(names & before.keys() & now.keys())
+               in sorted({*names} & before.keys() & now.keys())
                if before[name] != now[name]}
     if changed and not override:
         raise RunError(f'{path}: is of another run: {changes_text(changed)}; '
@@ -266,7 +266,7 @@ class Run:
         before = self.checkpoint['provenance']
         changed = {**self.changed, **refuse_differences(
             self.resume, before['data'], self.provenance['data'],
-            self.override)}
+            self.override, before['data'])}
         try:
             trainer.load_optimizer_state(self.checkpoint)
         except WeightsError as error:
