@@ -3,7 +3,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import stat
 
 from headpose.errors import RunError, fault, printable
 
@@ -12,16 +11,15 @@ def read_bytes(path, limit):
     """Returns a file's bytes.
 
     Raises:
-        DataError: there is no such file, it cannot be read, is none (a pipe
-            would be waited for), or has more than `limit` bytes.
+        DataError: there is no such file, or it cannot be read, or has more
+            than `limit` bytes.
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise fault(path, 'is not a file')
-        if status.st_size > limit:
-            raise fault(path, f'has {status.st_size:,} bytes, more than '
-                        f'{limit:,}')
+        if not os.path.isfile(path) and os.path.exists(path):
+            raise fault(path, 'is not a file')  # a pipe would be waited for
+        size = os.path.getsize(path)
+        if size > limit:
+            raise fault(path, f'has {size:,} bytes, more than {limit:,}')
         with open(path, 'rb') as file:
             return file.read()
     except FileNotFoundError:

@@ -32,9 +32,8 @@ def number(kind, low, high=math.inf):
         if not low <= value <= high:  # NaN, too
             raise ValueError
         return value
-    checked.__name__ = f'{kind.__name__} of at least {low}'  # for its message
-    if high < math.inf:
-        checked.__name__ += f' and at most {high}'
+    checked.__name__ = f'{kind.__name__} of at least {low}' + (
+        f' and at most {high}' if high < math.inf else '')  # for its message
     return checked
 
 
@@ -58,21 +57,15 @@ def loaders_default():
 
 
 def checkpoint_path(text):
-    """Parses --output: a name that ends in .pkl, and is more than that."""
+    """Parses --output, a name that ends in .pkl."""
     if not os.path.basename(text).removesuffix('.pkl') or text[-4:] != '.pkl':
-        raise ValueError
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no name that ends in .pkl')
     return text
 
 
-# For argparse's message.
-checkpoint_path.__name__ = 'name that ends in .pkl'
-
-
 def sibling(output, ending):
-    """Returns the path of a file that is named after the best checkpoint.
-
-    Only .pkl is taken off: of lr0.001 and lr0.002 nothing may be the same.
-    """
+    """Returns the path of a file that is named after the best checkpoint."""
     return str(output).removesuffix('.pkl') + ending
 
 
@@ -84,7 +77,7 @@ def plain_parser(description):
 
 
 def new_parser(description):
-    """Returns a parser of what all scripts have in common."""
+    """Returns a parser with --gpu."""
     parser = plain_parser(description)
     parser.add_argument(
         '--gpu', type=number(int, -1), default=0, metavar='N',
@@ -108,8 +101,7 @@ def base_parser(description, data_dir, batch_size=32):
         'protocol) all, with those at x=-1; default: visible')
     add('--workers', type=number(int, 0), metavar='N',
         default=loaders_default(),
-        help='processes that load images; default: the cores, at most 8 for '
-        'each process that trains')
+        help='processes that load images; default: the cores, at most 8')
     return parser
 
 
@@ -124,8 +116,7 @@ def check_boxes(parser, options):
 def training_parser(description, network):
     """Returns the parser of a training script.
 
-    The defaults are the document's recipe; train.sh repeats them for its
-    reader to edit.
+    The defaults are the document's recipe, which train.sh repeats.
     """
     parser = base_parser(description, './data/300W_LP/')
     add = parser.add_argument
@@ -134,26 +125,24 @@ def training_parser(description, network):
             help="none: HopeNet's plain ResNet-50")
     else:
         add('--backbone', choices=BACKBONES, default='shufflenet',
-            metavar='NAME', help=', '.join(BACKBONES) + '; default: '
-            'shufflenet')
+            help='default: shufflenet')
         add('--width', type=float, choices=(0.5, 1.0, 1.5, 2.0), default=1.0,
             help="shufflenet's channel multiplier; default: 1.0")
     add('--dataset', default='Pose_300W_LP', metavar='NAME')
     add('--num_epochs', type=number(int, 1), default=25, metavar='N')
-    add('--lr', type=number(float, 0), default=1e-5,
-        help='base learning rate')
+    add('--lr', type=number(float, 0), default=1e-5, help='base rate')
     add('--lr_steps', type=number(int, 1), nargs='*', default=[8, 18],
         metavar='EPOCH', help='epochs after which it falls to a tenth')
     add('--head_factor', type=number(float, 0), default=5,
         help='learning rate of the heads over the base; default: 5')
     add('--one_cycle', action='store_true',
-        help='warm up for a tenth of the epochs, then fall along a cosine, '
-        'step by step, instead of --lr_steps')
+        help='instead of --lr_steps, warm up for a tenth of the epochs, then '
+        'fall along a cosine, step by step')
     add('--weight_decay', type=number(float, 0), default=0.0,
         help='of weights; biases and batch norms have none')
     add('--ema', type=number(float, 0, 0.999999), default=0.0,
         metavar='DECAY', help='validate and keep an exponential moving '
-        'average of the weights, e.g. 0.999; default: 0, the last weights')
+        'average of the weights, e.g. 0.999')
     add('--alpha', type=number(float, 0), default=2.0,
         help='weight of the squared error in the loss')
     add('--image_size', type=number(int, 64, CROP_SIZES[1]), default=[224],
@@ -167,21 +156,6 @@ def training_parser(description, network):
     add('--split_seed', type=number(int, 0), default=0, metavar='N')
     add('--seed', type=number(int, 0), default=0, metavar='N',
         help='of initial weights, order and augmentation')
-    add('--output', type=checkpoint_path, metavar='FILE.pkl',
-        help='best checkpoint; others are named after it; default: '
-        + CHECKPOINTS[network] + (
-            ', or after the --backbone' if network == 'shufflenet' else ''))
-    add_start_options(parser.add_argument_group('start'))
-    add_augmentation(parser.add_argument_group(
-        "augmentation beyond HopeNet's"))
-    add_run_options(parser.add_argument_group('long runs'))
-    add_cost_options(parser.add_argument_group('memory and speed'))
-    return parser
-
-
-def add_start_options(group):
-    """Adds what training starts from."""
-    add = group.add_argument
     add('--pretrained', default='imagenet', metavar='imagenet|none|FILE',
         help="torchvision's ImageNet weights (default), a fresh start, or a "
         "file: torchvision's, the official CBAM release's, or a trained "
@@ -189,10 +163,19 @@ def add_start_options(group):
     add('--batch_norms', choices=('frozen', 'live'), default='frozen',
         help='statistics that come with --pretrained: kept as they are '
         '(default), or estimated anew from the batches')
+    add('--output', type=checkpoint_path, metavar='FILE.pkl',
+        help='best checkpoint; others are named after it; default: '
+        + CHECKPOINTS[network] + (
+            ', or after the --backbone' if network == 'shufflenet' else ''))
+    add_augmentation(parser.add_argument_group(
+        "augmentation beyond HopeNet's"))
+    add_run_options(parser.add_argument_group('long runs'))
+    add_cost_options(parser.add_argument_group('memory and speed'))
+    return parser
 
 
 def add_augmentation(group):
-    """Adds what training may do to its images; see `transforms`."""
+    """Adds the options of `headpose.geometry.augment`."""
     add = group.add_argument
     add('--rotate', type=number(float, 0), default=0.0, metavar='DEGREES',
         help='turn each image in its plane, by up to so much')
@@ -248,14 +231,7 @@ def add_cost_options(group):
 
 
 def evaluation_parser(description, snapshot):
-    """Returns the parser of a testing script.
-
-    (It is not named test*: pytest would take it for a test.)
-
-    Args:
-        description: of the script.
-        snapshot: its default checkpoint.
-    """
+    """Returns the parser of a testing script, with its default checkpoint."""
     parser = base_parser(description, './data/AFLW2000/')
     add = parser.add_argument
     add('--dataset', default='AFLW2000', metavar='NAME')
@@ -281,15 +257,10 @@ def evaluation_parser(description, snapshot):
 
 
 def parse_training(description, network, argv=None):
-    """Parses the command line of a training script.
+    """Parses the command line of a training script, or the list `argv`.
 
-    Args:
-        description: of the script.
-        network: 'attnet' or 'shufflenet'.
-        argv: list of strings, or None for the command line.
-
-    Returns:
-        The options; `image_size` is that of validation.
+    `network` is 'attnet' or 'shufflenet'.  Of the options that are returned,
+    `image_size` is that of validation.
     """
     parser = training_parser(description, network)
     options = checked(parser, parser.parse_args(argv))
@@ -332,7 +303,7 @@ def checked(parser, options):
 
 
 def name_list(options):
-    """Names the data folder's list, unless a table lists the images."""
+    """Takes the data folder's list, unless a table lists the images."""
     if options.filename_list is None and not options.labels:
         options.filename_list = os.path.join(options.data_dir,
                                              'filename_list.txt')

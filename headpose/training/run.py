@@ -16,11 +16,12 @@ import torchvision
 from matplotlib.figure import Figure
 from torch import distributed
 
-from headpose.errors import Interrupted, RunError, WeightsError, explain
+from headpose.errors import Interrupted, RunError, explain
 from headpose.files import atomic, os_reason, printable
 from headpose.geometry.pose import AXES, angles_text
-from headpose.training.checkpoint import (load_last, load_pretrained, on_cpu,
-                                          read_last, save_checkpoint)
+from headpose.training.checkpoint import (errors_named, load_last,
+                                          load_pretrained, on_cpu, read_last,
+                                          save_checkpoint)
 from headpose.training.options import sibling
 
 # Options that make a run: with another value it is another run.  Options not
@@ -61,9 +62,8 @@ def gather(value):
 def warn_if_busy(device):
     """Says that other programs slow training on the CPU down.
 
-    PyTorch's threads wait for each other by spinning, so that one without a
-    core of its own holds up all.  On two cores beside one busy program, two
-    threads trained ShuffleNetV2 at 40 images/s, one at 155.
+    PyTorch's threads wait for each other by spinning: on two cores beside one
+    busy program, two threads trained ShuffleNetV2 at 40 images/s, one at 155.
     """
     if (device == 'cpu' and torch.get_num_threads() > 1
             and not os.environ.get('OMP_NUM_THREADS')
@@ -84,7 +84,7 @@ def refuse_differences(path, before, now, override=False):
         override: let pass what can change.
 
     Returns:
-        What differs: a dict of names to pairs, what it was and is.
+        A dict from the names that differ to pairs of values.
     """
     names = RUN_OPTIONS | {'list', 'labels', 'table', 'split'}
     if now.get('one_cycle') or now.get('weak_end') or len(
@@ -161,7 +161,7 @@ class Run:
     Args:
         output: path of the best checkpoint.
         options: plain dict, kept in the checkpoints.
-        resume: a `*_last.pkl` to go on from, or None.
+        resume: a `*_last.pkl` to go on from, or None; after an epoch, its.
         override: resume although options or data differ.
         overwrite: replace another run's checkpoints at `output`.
 
@@ -180,8 +180,7 @@ class Run:
         self.overwrite = overwrite
         self.rows = []         # of the log
         self.note = ''         # for the next of them
-        self.best_path = None  # the best epoch's checkpoint
-        self.saved = False     # the output has a checkpoint to go on from
+        self.has_best = False  # the output is this run's best epoch
         self.checkpoint = self.changed = None
         if resume:
             self.checkpoint = read_last(resume, self.output)
@@ -190,14 +189,9 @@ class Run:
 
     def load_weights(self, model, pretrained='imagenet',
                      batch_norms='frozen'):
-        """Loads what the run starts from: its checkpoint, or these weights.
+        """Loads the run's checkpoint, or else pretrained weights.
 
-        Args:
-            model: a fresh `hopenet.PoseNetwork`.
-            pretrained, batch_norms: see `checkpoint.load_pretrained`.
-
-        Raises:
-            WeightsError: a file is missing or does not fit.
+        Args: see `checkpoint.load_pretrained`.
         """
         if self.checkpoint:
             load_last(model, self.checkpoint, self.resume)
@@ -206,28 +200,26 @@ class Run:
 
     @contextlib.contextmanager
     def lock_output(self):
-        """Holds the output for this run, and keeps other runs' files.
+        """Locks the output for this run.
 
         Raises:
-            RunError: another run is writing it, or its checkpoints are there,
-                or nothing can be written; before hours of training.
+            RunError: another run is writing it, or has checkpoints there, or
+                nothing can be written; before hours of training.
         """
         if process_rank() > 0:  # process 0 writes
             yield
             return
         folder, name = os.path.split(self.output)
         # The empty file stays and means nothing by itself.
-        lock = filelock.FileLock(os.path.join(folder, f'.{name}.lock'))
+        path = os.path.join(folder, f'.{name}.lock')
         try:
-            if os.path.isdir(self.output):
-                raise IsADirectoryError('it is a folder')
             os.makedirs(folder or '.', exist_ok=True)
-            held = lock.acquire(timeout=0)
+            open(path, 'ab').close()
+            held = filelock.FileLock(path).acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunError(f'{self.output}: another run is writing it; '
+                           'wait, or give another --output') from None
         except OSError as error:
-            if isinstance(error, filelock.Timeout) and os.path.exists(
-                    lock.lock_file):
-                raise RunError(f'{self.output}: another run is writing it; '
-                               'wait, or give another --output') from None
             raise RunError(f'{self.output}: cannot be written '
                            f'({os_reason(error)})') from None
         with held:
@@ -257,7 +249,6 @@ class Run:
 
         Raises:
             RunError: the data or their split are not those of the run.
-            WeightsError: the optimizer's state does not fit.
         """
         self.provenance = provenance(self.options, loaders, trainer.device)
         self.started = time.monotonic()
@@ -267,10 +258,8 @@ class Run:
         changed = {**self.changed, **refuse_differences(
             self.resume, before['data'], self.provenance['data'],
             self.override)}
-        try:
+        with errors_named(self.resume):
             trainer.load_optimizer_state(self.checkpoint)
-        except WeightsError as error:
-            raise WeightsError(f'{self.resume}: {error}') from None
         self.rows = self.checkpoint['log']
         self.started -= before['wall_seconds']
         print(f'Resuming after epoch {len(self.rows)} of '
@@ -283,20 +272,19 @@ class Run:
             print(f'Changed {self.note}')
         if overridden:
             self.provenance['overridden'] = overridden
-        self.saved = self.is_own()
-        best = (self.output if self.saved
-                else str(self.resume).removesuffix('_last.pkl') + '.pkl')
-        if best != self.resume and os.path.exists(best):
-            self.best_path = best
-        self.checkpoint = None  # its tensors are copied
+        self.has_best = self.is_own() and os.path.exists(self.output)
+        self.checkpoint  # its tensors are copied
 
     def add_epoch(self, lr, train_loss, result):
         """Adds an epoch to the log.
 
         Args:
             lr: base learning rate at its start.
-            train_loss: returned by `engine.train_epoch`.
+            train_loss: mean over the training images.
             result: the `Evaluation` on the validation images.
+
+        Raises:
+            RunError: the validation loss is not finite.
         """
         number = len(self.rows) + 1
         if not np.isfinite(result.loss):
@@ -317,7 +305,7 @@ class Run:
 
     def print_epoch(self):
         """Prints the last epoch, once its files are written."""
-        self.saved = True
+        self.resume = self.last
         row = self.rows[-1]
         print('epoch {epoch:3}  train loss {train_loss:9.3f}  validation loss '
               '{val_loss:9.3f}  Yaw: {yaw:.4f}, Pitch: {pitch:.4f}, Roll: '
@@ -361,7 +349,7 @@ class Run:
         and writes the same best checkpoint again.
         """
         save_checkpoint(self.output, self.content(trainer))
-        self.best_path = self.output
+        self.has_best = True
 
     def write_last(self, trainer):
         """Writes the checkpoint that a run resumes from."""
@@ -400,8 +388,8 @@ class Run:
 
     def advice(self):
         """Says in a line how the run goes on."""
-        if self.saved:
-            return (f'The same command with --resume {printable(self.last)} '
+        if self.resume:
+            return (f'The same command with --resume {printable(self.resume)} '
                     f'goes on after epoch {len(self.rows)}.')
         return 'No epoch was finished; the same command starts again.'
 
@@ -451,6 +439,6 @@ def report_training(loaders, run):
           f'Best epoch {best.epoch:.0f}: Yaw: {best.yaw:.4f}, Pitch: '
           f'{best.pitch:.4f}, Roll: {best.roll:.4f}, MAE: {best.mae:.4f}\n'
           f'Always the training median: {angles_text(constant)}\n'
-          + (f'Checkpoint: {run.best_path}' if run.best_path else
+          + (f'Checkpoint: {run.output}' if run.has_best else
              'Checkpoint: none of this run; the best epoch is one of the run '
-             'that it goes on from, whose best checkpoint is not there'))
+             'that it goes on from'))
