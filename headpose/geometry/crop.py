@@ -14,9 +14,8 @@ TRAIN_SIDE, PROTOCOL_SIDE = 0.6, 2.0  # left and right of the face
 ABOVE, BELOW = 2.0, 0.6
 PROTOCOL_K = 0.2
 # HopeNet's margin around a detector's box in BIWI (natanielruiz/
-# deep-head-pose, code/datasets.py, class BIWI; its boxes are not published),
-# and FSA-Net's around MTCNN's (shamangary/FSA-Net,
-# data/TYY_create_db_biwi.py, --ad).
+# deep-head-pose, code/datasets.py, class BIWI), and FSA-Net's around MTCNN's
+# (shamangary/FSA-Net, data/TYY_create_db_biwi.py, --ad).
 HOPENET_K, HOPENET_ABOVE = 0.35, 1.0
 FSANET_MARGIN = 0.4
 
@@ -37,10 +36,9 @@ def expand_box(box, k, side, above=ABOVE):
     is the published crop, and figures compare only if it is kept.
 
     Args:
-        box: x_min, y_min, x_max, y_max, pixels.
+        box: see above.
         k: the margin, in box sizes: 0.2 to 0.4 in training, 0.2 in tests.
-        side: TRAIN_SIDE or PROTOCOL_SIDE.
-        above: factor of the margin above the face.
+        side, above: factors of the margin beside the face and above.
 
     Returns:
         Four ints; they may lie outside the image.
@@ -56,9 +54,7 @@ def expand_box(box, k, side, above=ABOVE):
 def crop_problem(box, width=math.inf, height=math.inf):
     """Says in a line why a face cannot be cropped, or returns None.
 
-    Args:
-        box: x_min, y_min, x_max, y_max, pixels.
-        width, height: of the picture; infinite where it is not known yet.
+    `width` and `height` are the picture's, infinite where it is not known.
     """
     if not np.isfinite(box).all():
         return 'the face box is not finite'
@@ -95,7 +91,7 @@ def protocol_crop(image, box, size=224, protocol='ours'):
 
     Args:
         image: RGB PIL image; the crop is black beyond its edges.
-        box: x_min, y_min, x_max, y_max, pixels.
+        box: see above.
         size: side of the result, pixels.
         protocol: 'ours'; 'hopenet', with HopeNet's margins for BIWI; or
             'fsanet', see `fsanet_crop`.
@@ -117,18 +113,10 @@ def protocol_crop(image, box, size=224, protocol='ours'):
 
 
 def fsanet_crop(image, box, size):
-    """Crops a face as FSA-Net does in BIWI (source: see FSANET_MARGIN).
+    """Crops a face as FSA-Net does in BIWI, from and to uint8 (H, W, 3).
 
-    The margin ends at the picture's edges, and the rest is stretched to a
-    square.
-
-    Args:
-        image: uint8 array (H, W, 3).
-        box: a detector's box.
-        size: side of the result, pixels.
-
-    Returns:
-        uint8 array (size, size, 3).
+    The margin around a detector's box ends at the picture's edges, and the
+    rest is stretched to a square of `size` pixels.
     """
     height, width = image.shape[:2]
     x_min, y_min, x_max, y_max = map(float, box)

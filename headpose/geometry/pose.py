@@ -44,13 +44,9 @@ def beyond_range(angles):
 def rotation_matrix(angles):
     """Returns the rotation of a head in image axes (right, down, to us).
 
-    Args:
-        angles: array-like (..., 3), degrees: yaw, pitch, roll.
-
-    Returns:
-        float64 array (..., 3, 3).  Its columns are the head's own axes: to
-        its right side as we see it, towards its chin, out of its face.  This
-        is 3DDFA's matrix, mirrored from an upward to a downward y axis.
+    The columns are the head's own axes: to its right side as we see it,
+    towards its chin, out of its face.  From angles (..., 3), degrees, to
+    float64 (..., 3, 3).
     """
     yaw, pitch, roll = np.moveaxis(np.radians(angles), -1, 0)
     cy, sy = np.cos(yaw), np.sin(yaw)
@@ -87,8 +83,6 @@ def turned(angles, degrees):
     """Returns the angles (3,) of a head whose picture is turned clockwise.
 
     The turn is no addition to roll: it comes after the head's own rotation.
-    Of the two triples that mean the new rotation, the one nearer to the old
-    is returned.
     """
     turn = rotation_matrix((0, 0, degrees))
     return angles_near(turn @ rotation_matrix(angles), angles)
@@ -110,10 +104,10 @@ def angles_near(rotation, angles):
 def mean_angles(angles, weights=None):
     """Returns the angles of mean rotations.
 
-    The chordal mean: the arithmetic mean of the matrices, projected by its
-    singular value decomposition (Moakher 2002, "Means and averaging in the
-    group of rotations", section 3.1).  A mean of the numbers would be wrong
-    where they wrap around, and near 90 degrees of yaw.
+    This is the chordal mean: that of the matrices, projected by its singular
+    value decomposition (Moakher 2002, "Means and averaging in the group of
+    rotations", section 3.1).  A mean of the angles would be wrong where they
+    wrap around, and near 90 degrees of yaw.
 
     Args:
         angles: array-like (K, N, 3), degrees: K answers for each of N heads.
@@ -178,10 +172,9 @@ def aligned(predicted, true):
 
 
 def rotation_vectors(rotations):
-    """Returns rotations (..., 3, 3) below 180 degrees as vectors (..., 3).
+    """Returns rotations (..., 3, 3) below 180 degrees as rotation vectors.
 
-    A vector has the direction of the axis and the length of the angle,
-    radians.
+    Their length, of (..., 3), is the angle in radians.
     """
     vectors = np.stack([rotations[..., 2, 1] - rotations[..., 1, 2],
                         rotations[..., 0, 2] - rotations[..., 2, 0],
