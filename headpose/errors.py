@@ -149,9 +149,8 @@ def run_main(main):
             print(message.strip(), file=sys.stderr)
         return error.status
     except RuntimeError as error:
-        line = explain(error)
-        if not line:
+        if not explain(error):
             raise
-        print(line, file=sys.stderr)
+        print(explain(error), file=sys.stderr)
         return 1
     return 0

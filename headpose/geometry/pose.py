@@ -11,10 +11,9 @@ SciPy makes the same matrix by
     Rotation.from_euler('XYZ', [pitch, -yaw, roll], degrees=True).as_matrix()
 
 OpenCV (cv2.RQDecomp3x3, and what is written after cv2.solvePnP) takes a
-rotation apart in the other order, Rz Ry Rx.  Its numbers are close to these
-for frontal heads and far from them in profile: yaw 20, pitch 10, roll 5 is
-x 8.8, y -20.5, z 1.6 there; yaw 68, pitch 26.9, roll 30 is x -3.7, y -70.4,
-z 14.3.  Compare matrices, not angles.
+rotation apart in the other order, Rz Ry Rx.  Its numbers are far from these in
+profile: yaw 68, pitch 26.9, roll 30 is x -3.7, y -70.4, z 14.3 there.  Compare
+matrices, not angles.
 
 Near 90 degrees of yaw pitch and roll turn about nearly the same axis, and
 only their sum, or difference, is well determined; the rotation itself is.

@@ -1,7 +1,6 @@
 """Checkpoints: reading, checking, writing, resuming; pretrained weights."""
 import contextlib
 import os
-import warnings
 import zipfile
 
 import torch
@@ -30,18 +29,14 @@ WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'net')
 def read_checkpoint(path):
     """Reads a checkpoint of ours, or a bare state dict.
 
-    Nothing in the file is executed (`weights_only=True`).
-
-    Returns:
-        A dict whose 'model' is the state dict; of a checkpoint of ours, with
-        all its other parts.
+    Nothing in the file is executed.  Returns a dict whose 'model' is the state
+    dict; of a checkpoint of ours, with its other parts.
 
     Raises:
         WeightsError: the file is missing, damaged, or no plain checkpoint.
     """
     try:
-        with (open(path, 'rb') as file,
-              warnings.catch_warnings(action='ignore')):  # of odd pickles
+        with open(path, 'rb') as file:
             check_archive(file)
             content = torch.load(file, map_location='cpu', weights_only=True)
     except FileNotFoundError:
@@ -71,14 +66,12 @@ def errors_named(path):
 def check_archive(file):
     """Checks the CRCs of a zip archive, as PyTorch does not, and rewinds.
 
-    Files of PyTorch before 1.6 are no archives and have no CRCs.  Raises
-    zipfile.BadZipFile if a byte was changed.
+    Files of PyTorch before 1.6 are no archives and have no CRCs.
     """
     if file.read(4) == b'PK\x03\x04':
         with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(damaged)
+            if archive.testzip():
+                raise zipfile.BadZipFile
     file.seek(0)
 
 
@@ -123,15 +116,10 @@ def check_parts(checkpoint):
 # ----------------------------------------------------- a checkpoint's network
 
 def load_network(path, rebuild):
-    """Rebuilds a network from a checkpoint, or from a bare state dict.
+    """Returns a file's network and its checkpoint, see `read_checkpoint`.
 
-    Args:
-        path: of the file.
-        rebuild: returns a fresh network for a state dict and, of checkpoints
-            of ours, for its `network` entry; see `shufflenet.rebuild`.
-
-    Returns:
-        The network, and the checkpoint (see `read_checkpoint`).
+    `rebuild` returns a fresh network for a state dict and, of checkpoints of
+    ours, the `network` entry; see `shufflenet.rebuild`.
 
     Raises:
         WeightsError: the file holds another network's weights.
@@ -170,11 +158,7 @@ def crop_size(path, checkpoint, asked=None):
 # ----------------------------------------------------------------- writing
 
 def save_checkpoint(path, checkpoint):
-    """Writes a checkpoint of plain types and tensors.
-
-    Raises:
-        RunError: it cannot be written; an old one stays as it was.
-    """
+    """Writes a checkpoint of plain types and tensors, see `files.atomic`."""
     with atomic(path) as temporary:
         # Given a name, PyTorch's own writer does not say why it failed.
         with open(temporary, 'wb') as file:
@@ -192,14 +176,11 @@ def on_cpu(model):
 # ------------------------------------------------------------------- resuming
 
 def read_last(path, output=''):
-    """Reads a checkpoint that a run can resume from.
-
-    Args:
-        path: of a `*_last.pkl`.
-        output: path of the best checkpoint, named where `path` is damaged.
+    """Reads a `*_last.pkl`, from which a run can resume.
 
     Raises:
-        WeightsError: the file is missing, damaged, or has weights only.
+        WeightsError: the file is missing, damaged, or has weights only; the
+            message names `output`, the best checkpoint, where it is there.
     """
     try:
         checkpoint = read_checkpoint(path)
@@ -234,8 +215,7 @@ def load_pretrained(model, choice, batch_norms='frozen'):
         model: a `hopenet.PoseNetwork`.
         choice: 'imagenet', 'none' or a file (see --pretrained).
         batch_norms: 'frozen' keeps the running statistics that come with the
-            weights (see `PoseNetwork.load_pretrained`), 'live' estimates them
-            anew from the batches.
+            weights, 'live' estimates them anew from the batches.
 
     Raises:
         WeightsError: the file does not fit, or cannot be downloaded.

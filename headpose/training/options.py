@@ -51,11 +51,6 @@ def torchrun_value(name, default):
     return default
 
 
-def loaders_default():
-    """Returns how many processes should load images for this one."""
-    return max(1, min(8, cores() // torchrun_value('LOCAL_WORLD_SIZE', 1)))
-
-
 def checkpoint_path(text):
     """Parses --output, a name that ends in .pkl."""
     if not os.path.basename(text).removesuffix('.pkl') or text[-4:] != '.pkl':
@@ -85,22 +80,25 @@ def new_parser(description):
     return parser
 
 
-def base_parser(description, data_dir, batch_size=32):
+def base_parser(description, dataset, data_dir):
     """Returns a parser of what training and testing have in common."""
     parser = new_parser(description)
     add = parser.add_argument
+    add('--dataset', choices=DATASETS, default=dataset, metavar='NAME',
+        help=', '.join(DATASETS))
     add('--data_dir', default=data_dir, metavar='DIR',
         help=f'folder of the data set; default: {data_dir}')
     add('--filename_list', metavar='FILE',
         help='default: filename_list.txt in the data folder; with --labels, '
         'all rows')
     add('--labels', **LABELS)
-    add('--batch_size', type=number(int, 1), default=batch_size, metavar='N')
+    add('--batch_size', type=number(int, 1), default=32, metavar='N')
     add('--landmarks', choices=('visible', 'raw'), default='visible',
         help="box around AFLW2000's visible landmarks, or (the published "
         'protocol) all, with those at x=-1; default: visible')
+    share = cores() // torchrun_value('LOCAL_WORLD_SIZE', 1)
     add('--workers', type=number(int, 0), metavar='N',
-        default=loaders_default(),
+        default=max(1, min(8, share)),
         help='processes that load images; default: the cores, at most 8')
     return parser
 
@@ -118,7 +116,7 @@ def training_parser(description, network):
 
     The defaults are the document's recipe, which train.sh repeats.
     """
-    parser = base_parser(description, './data/300W_LP/')
+    parser = base_parser(description, 'Pose_300W_LP', './data/300W_LP/')
     add = parser.add_argument
     if network == 'attnet':
         add('--attention', choices=('cbam', 'none'), default='cbam',
@@ -128,7 +126,6 @@ def training_parser(description, network):
             help='default: shufflenet')
         add('--width', type=float, choices=(0.5, 1.0, 1.5, 2.0), default=1.0,
             help="shufflenet's channel multiplier; default: 1.0")
-    add('--dataset', default='Pose_300W_LP', metavar='NAME')
     add('--num_epochs', type=number(int, 1), default=25, metavar='N')
     add('--lr', type=number(float, 0), default=1e-5, help='base rate')
     add('--lr_steps', type=number(int, 1), nargs='*', default=[8, 18],
@@ -147,8 +144,8 @@ def training_parser(description, network):
         help='weight of the squared error in the loss')
     add('--image_size', type=number(int, 64, CROP_SIZES[1]), default=[224],
         nargs='+', dest='image_sizes', metavar='PIXELS',
-        help='side of the crops; of several, each has an equal part of the '
-        'epochs, and the last is that of validation')
+        help='side of the crops; several share the epochs equally, and the '
+        'last is that of validation')
     add('--no_augment', dest='augment', action='store_false',
         help='train on the fixed crops of the test protocol')
     add('--split', choices=('photo', 'image'), default='photo',
@@ -179,22 +176,20 @@ def add_augmentation(group):
     add = group.add_argument
     add('--rotate', type=number(float, 0), default=0.0, metavar='DEGREES',
         help='turn each image in its plane, by up to so much')
-    add('--box_jitter', type=number(float, 0, 0.5), default=0.0,
-        metavar='SHARE', help='scale the face box by up to this share of its '
-        'size, and move it by up to half of that')
-    add('--color_jitter', type=number(float, 0, 0.9), default=0.0,
-        metavar='SHARE',
-        help='change brightness, contrast and saturation by up to this')
-    add('--low_resolution', type=number(float, 0, 1), default=0.0,
-        metavar='SHARE', help='take detail out of this share of the images')
-    add('--light', type=number(float, 0, 1), default=0.0, metavar='SHARE',
-        help='change the light of this share of the images: one side darker, '
-        'gamma, contrast, grey, noise')
-    add('--occlude', type=number(float, 0, 1), default=0.0, metavar='SHARE',
-        help='put dark glasses or a patch over this share of the faces')
-    add('--weak_end', type=number(float, 0, 1), default=0.0, metavar='SHARE',
-        help='in this last share of the epochs, do all of this a quarter as '
-        'much')
+    for name, most, text in (
+            ('--box_jitter', 0.5, 'scale the face box by up to this share of '
+             'its size, and move it by up to half of that'),
+            ('--color_jitter', 0.9, 'change brightness, contrast and '
+             'saturation by up to this'),
+            ('--low_resolution', 1, 'blur this share of the images'),
+            ('--light', 1, 'change the light of this share of the images: one '
+             'side darker, gamma, contrast, grey, noise'),
+            ('--occlude', 1, 'put dark glasses or a patch over this share of '
+             'the faces'),
+            ('--weak_end', 1, 'in this last share of the epochs, do all of '
+             'this a quarter as much')):
+        add(name, type=number(float, 0, most), default=0.0, metavar='SHARE',
+            help=text)
 
 
 def add_run_options(group):
@@ -203,8 +198,7 @@ def add_run_options(group):
     add('--resume', nargs='?', const='', metavar='FILE',
         help="go on with an interrupted run; default: the output's _last.pkl")
     add('--override', action='store_true',
-        help='resume although options differ from those of the run; they '
-        'apply from there on')
+        help='resume although options differ; they apply from there on')
     add('--overwrite', action='store_true',
         help="replace another run's checkpoints of the same name")
     add('--patience', type=number(int, 1), metavar='N',
@@ -212,16 +206,14 @@ def add_run_options(group):
     add('--deterministic', action='store_true',
         help='the same result each time on a GPU, too; slower')
     add('--as_published', action='store_true',
-        help="what the released code really did: its accidents, listed at "
-        'the start')
+        help="repeat the released code's accidents, listed at the start")
 
 
 def add_cost_options(group):
     """Adds the options that trade memory, time and precision."""
     add = group.add_argument
     add('--amp', choices=('auto', 'bf16', 'fp16', 'off'), default='auto',
-        help='mixed precision; auto: bf16 on GPUs that have it, and for the '
-        'ResNet on CPUs that have it')
+        help='mixed precision; auto: bf16 where it is faster')
     add('--channels_last', action=argparse.BooleanOptionalAction,
         default=True, help='memory layout of images')
     add('--compile', action='store_true',
@@ -232,12 +224,10 @@ def add_cost_options(group):
 
 def evaluation_parser(description, snapshot):
     """Returns the parser of a testing script, with its default checkpoint."""
-    parser = base_parser(description, './data/AFLW2000/')
+    parser = base_parser(description, 'AFLW2000', './data/AFLW2000/')
     add = parser.add_argument
-    add('--dataset', default='AFLW2000', metavar='NAME')
     add('--snapshot', default=snapshot, metavar='FILE',
-        help='checkpoint of a training script, or a bare state dict of '
-        f'HopeNet; default: {snapshot}')
+        help=f'checkpoint, or a state dict of HopeNet; default: {snapshot}')
     add('--image_size', type=number(int, 64), metavar='PIXELS',
         help='default: what the checkpoint was trained at, or 224')
     add('--protocol', choices=('ours', 'hopenet', 'fsanet'), default='ours',
@@ -245,14 +235,12 @@ def evaluation_parser(description, snapshot):
     add('--flip', action='store_true',
         help='give the mean rotation of each crop and of its mirror image')
     add('--predictions', metavar='FILE.csv',
-        help="write name, predicted and true angles, and the bins' spread, a "
-        'row an image')
+        help="write each image's name, angles, true angles and spread")
     add('--save_viz', action='store_true',
         help='draw predicted axes into output/images')
     add('--cube', action='store_true', help='--save_viz draws cubes')
     add('--report', metavar='DIR',
-        help='write report.html, a page with everything about the result, '
-        'and report.json, its numbers')
+        help='write report.html and its numbers, report.json')
     return parser
 
 
@@ -268,9 +256,8 @@ def parse_training(description, network, argv=None):
     if backbone != network and (options.as_published or options.width != 1):
         parser.error('argument --backbone: --as_published and --width are of '
                      f'{network} alone')
-    if options.output is None:
-        options.output = CHECKPOINTS.get(backbone,
-                                         f'checkpoints/{backbone}.pkl')
+    options.output = options.output or CHECKPOINTS.get(
+        backbone, f'checkpoints/{backbone}.pkl')
     options.image_size = options.image_sizes[-1]
     if options.as_published:
         options.split = 'image'
@@ -290,9 +277,6 @@ def parse_evaluation(description, network, argv=None):
 
 def checked(parser, options):
     """Completes and checks the options of training or testing."""
-    if options.dataset not in DATASETS:
-        parser.error(f'argument --dataset: {options.dataset!r} is none of '
-                     + ', '.join(DATASETS))
     check_boxes(parser, options)
     name_list(options)
     processes = torchrun_value('WORLD_SIZE', 1)

@@ -16,11 +16,11 @@ class Recipe:
     The defaults are the document's, in float32.
 
     Attributes:
-        num_epochs: of the whole run, with the epochs before a resume.
+        num_epochs: of the whole run, with those before a resume.
         lr: base learning rate.
         lr_steps: epochs after which the rates fall to a tenth.
-        one_cycle: instead, raise the rates along a cosine for a tenth of the
-            run and let them fall along one to nearly 0 (Smith and Topin 2019).
+        one_cycle: instead, raise the rates for a tenth of the run and let
+            them fall to nearly 0, along cosines (Smith and Topin 2019).
         alpha: weight of the squared error in the loss.
         ema: decay of the averaged weights, which are validated and kept; 0
             for the weights themselves.

@@ -78,13 +78,9 @@ def warn_if_busy(device):
 def refuse_differences(path, before, now, override=False):
     """Raises RunError if what makes a run is not what it was.
 
-    Args:
-        path: of the checkpoint, for the message.
-        before, now: plain dicts of options, or of hashes of the data.
-        override: let pass what can change.
-
-    Returns:
-        A dict from the names that differ to pairs of values.
+    `before` and `now` are plain dicts of options, or of hashes of the data;
+    `override` lets pass what can change.  Returns a dict from the names that
+    differ to pairs of values.
     """
     names = RUN_OPTIONS | {'list', 'labels', 'table', 'split'}
     if now.get('one_cycle') or now.get('weak_end') or len(
@@ -140,14 +136,13 @@ def provenance(options, loaders, device):
 
 def commit():
     """Returns the code's commit, marked if changed, or None without git."""
-    command = ['git', 'describe', '--always', '--abbrev=40', '--dirty']
     try:
-        done = subprocess.run(
-            command, cwd=os.path.dirname(os.path.abspath(__file__)),
-            text=True, capture_output=True, check=False)
+        return subprocess.run(
+            ['git', 'describe', '--always', '--abbrev=40', '--dirty'],
+            cwd=os.path.dirname(os.path.abspath(__file__)), text=True,
+            capture_output=True, check=False).stdout.strip() or None
     except OSError:
         return None
-    return done.stdout.strip() or None
 
 
 # ---------------------------------------------------------- the run's files
@@ -202,9 +197,8 @@ class Run:
     def lock_output(self):
         """Locks the output for this run.
 
-        Raises:
-            RunError: another run is writing it, or has checkpoints there, or
-                nothing can be written; before hours of training.
+        Raises RunError if another run is writing it, or has checkpoints there,
+        or nothing can be written; before hours of training.
         """
         if process_rank() > 0:  # process 0 writes
             yield
@@ -223,8 +217,14 @@ class Run:
             raise RunError(f'{self.output}: cannot be written '
                            f'({os_reason(error)})') from None
         with held:
-            if not self.overwrite and not self.is_own():
-                self.refuse_earlier()
+            found = [path for path in (self.output, self.last)
+                     if os.path.exists(path)]
+            if found and not self.overwrite and not self.is_own():
+                way = ('--resume goes on with it, ' if self.last in found
+                       else '')
+                raise RunError(f'{found[0]}: is of another run; {way}'
+                               '--overwrite replaces it, another --output '
+                               'leaves it alone')
             yield
 
     def is_own(self):
@@ -232,23 +232,10 @@ class Run:
         return bool(self.resume and os.path.exists(self.last)
                     and os.path.samefile(self.resume, self.last))
 
-    def refuse_earlier(self):
-        """Raises RunError if the output has a checkpoint already."""
-        for path in (self.output, self.last):
-            if os.path.lexists(path):
-                on = ('--resume goes on with it, '
-                      if os.path.exists(self.last) else '')
-                raise RunError(f'{path}: is of another run; {on}--overwrite '
-                               'replaces it, another --output leaves it '
-                               'alone')
-
     def start(self, trainer, loaders):
         """Notes where the run comes from, and takes up its checkpoint.
 
-        Args: see `engine.fit`.
-
-        Raises:
-            RunError: the data or their split are not those of the run.
+        Raises RunError if the data, or their split, are not those of the run.
         """
         self.provenance = provenance(self.options, loaders, trainer.device)
         self.started = time.monotonic()
@@ -264,27 +251,19 @@ class Run:
         self.started -= before['wall_seconds']
         print(f'Resuming after epoch {len(self.rows)} of '
               f'{trainer.recipe.num_epochs}')
-        overridden = list(before.get('overridden', []))
+        self.provenance['overridden'] = before.get('overridden', [])
         if changed:
             self.note = f'from here on: {changes_text(changed)}'
-            overridden.append(
+            self.provenance['overridden'].append(
                 {'after_epoch': len(self.rows), 'changed': changed})
             print(f'Changed {self.note}')
-        if overridden:
-            self.provenance['overridden'] = overridden
         self.has_best = self.is_own() and os.path.exists(self.output)
-        self.checkpoint  # its tensors are copied
+        self.checkpoint = None  # its tensors are copied
 
     def add_epoch(self, lr, train_loss, result):
         """Adds an epoch to the log.
 
-        Args:
-            lr: base learning rate at its start.
-            train_loss: mean over the training images.
-            result: the `Evaluation` on the validation images.
-
-        Raises:
-            RunError: the validation loss is not finite.
+        `lr` is the base rate at its start, `result` the validation's.
         """
         number = len(self.rows) + 1
         if not np.isfinite(result.loss):
@@ -315,56 +294,43 @@ class Run:
     def is_exhausted(self, patience):
         """Says whether the patience is at its end, and why."""
         losses = [row['val_loss'] for row in self.rows]
-        if not (patience and losses):
-            return False
-        best = int(np.argmin(losses))
-        if len(losses) - 1 - best < patience:
+        best = int(np.argmin(losses)) if losses else 0
+        if not patience or len(losses) - 1 - best < patience:
             return False
         print(f'Stopped after epoch {len(losses)}: the validation loss has '
               f'not fallen below {losses[best]:.3f}, of epoch {best + 1}, '
               f'for {patience} epochs')
         return True
 
-    def is_best(self):
-        """Says whether the last epoch is the first with the least MAE."""
-        return int(self.log().mae.argmin()) == len(self.rows) - 1
-
     def log(self):
         """Returns a DataFrame with a row for each epoch."""
         return pd.DataFrame(self.rows)
 
-    def content(self, trainer):
-        """Returns the content of the best checkpoint."""
-        return {
+    def write_best_and_last(self, trainer):
+        """Writes the best checkpoint, if this epoch is it, and the last.
+
+        A run that is killed in between repeats the epoch when it is resumed,
+        and writes the same best checkpoint again.
+        """
+        content = {
             'network': trainer.model.config,
             'model': on_cpu(trainer.best_model),
             'pretrained_norms': trainer.model.pretrained_norms,
             'epoch': self.rows[-1]['epoch'], 'validation': self.rows[-1],
             'options': self.options, 'provenance': self.provenance}
+        # Of tied epochs the first.
+        if int(self.log().mae.argmin()) == len(self.rows) - 1:
+            save_checkpoint(self.output, content)
+            self.has_best = True
+        save_checkpoint(self.last, {**content, 'log': self.rows,
+                                    **trainer.state_dict()})
 
-    def write_best(self, trainer):
-        """Writes the best checkpoint.
-
-        Killed before the last one is written, a resumed run repeats the epoch
-        and writes the same best checkpoint again.
-        """
-        save_checkpoint(self.output, self.content(trainer))
-        self.has_best = True
-
-    def write_last(self, trainer):
-        """Writes the checkpoint that a run resumes from."""
-        save_checkpoint(self.last, {**self.content(trainer),
-                                    'log': self.rows, **trainer.state_dict()})
-
-    def write_log(self):
-        """Writes the table of all epochs, below the run's provenance."""
-        with atomic(sibling(self.output, '_log.csv')) as path:
-            with open(path, 'w', encoding='utf-8') as file:
-                file.write(f'# {json.dumps(self.provenance)}\n')
-                self.log().to_csv(file, index=False)
-
-    def write_curves(self):
-        """Draws losses and validation errors over the epochs."""
+    def write_log_and_curves(self):
+        """Writes the table of all epochs and their curves."""
+        with (atomic(sibling(self.output, '_log.csv')) as path,
+              open(path, 'w', encoding='utf-8') as file):
+            file.write(f'# {json.dumps(self.provenance)}\n')
+            self.log().to_csv(file, index=False)
         with atomic(sibling(self.output, '_curves.png')) as path:
             plot_curves(self.log()).savefig(path)
         # Matplotlib leaves the frames of its callers in a cycle; with it, the
@@ -425,10 +391,7 @@ def plot_curves(log):
 
 
 def report_training(loaders, run):
-    """Prints what was trained, and the best epoch beside a constant.
-
-    Args: see `engine.fit`.
-    """
+    """Prints the best epoch, and the error of a constant beside it."""
     log, annotations = run.log(), loaders[0].dataset.annotations
     angles = [annotations.angles[loader.batch_sampler.indices]
               for loader in loaders]
@@ -440,5 +403,4 @@ def report_training(loaders, run):
           f'{best.pitch:.4f}, Roll: {best.roll:.4f}, MAE: {best.mae:.4f}\n'
           f'Always the training median: {angles_text(constant)}\n'
           + (f'Checkpoint: {run.output}' if run.has_best else
-             'Checkpoint: none of this run; the best epoch is one of the run '
-             'that it goes on from'))
+             'Checkpoint: none of this run; the best epoch came before it'))
