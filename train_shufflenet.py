@@ -34,9 +34,8 @@ def main(argv=None):
     loaders = training_loaders(
         annotations, batch_size=options.batch_size,
         image_sizes=options.image_sizes, num_epochs=options.num_epochs,
-        augmentation=augmentation_of(options),
-        weak_end=options.weak_end, split=options.split,
-        split_seed=options.split_seed, seed=options.seed,
+        augmentation=augmentation_of(options), weak_end=options.weak_end,
+        split=options.split, split_seed=options.split_seed, seed=options.seed,
         num_workers=options.workers, device=device, rank=process_rank(),
         world_size=world_size())
     run = Run(options.output, vars(options), options.resume,

@@ -19,13 +19,8 @@ BF16_CPUS = {'avx512_bf16', 'amx_bf16'}
 def init_process(gpu, seed=None, deterministic=False):
     """Joins the processes that torchrun started, seeds, and picks the device.
 
-    Args:
-        gpu: see `choose_device`.
-        seed: of PyTorch's generators; None leaves them alone.
-        deterministic: the same result each time on a GPU, too.
-
-    Returns:
-        The device, 'cpu' or 'cuda:N'.
+    `seed` None leaves PyTorch's generators alone; `deterministic` asks for the
+    same result each time on a GPU, too.  The device is 'cpu' or 'cuda:N'.
     """
     if torchrun_value('RANK', 0) > 0:  # process 0 alone prints and writes
         sys.stdout = open(os.devnull, 'w', encoding='utf-8')
@@ -68,9 +63,6 @@ def choose_precision(amp, device, network):
     On a CPU that has it (an AMD EPYC with avx512_bf16, one and two threads,
     96 and 224 pixels) bf16 makes the steps of `network` 'attnet' 1.3 to 1.8
     times as fast; ShuffleNetV2's were 0.9 to 1.1 times as fast.
-
-    Raises:
-        UsageError: fp16 without a GPU.
     """
     if amp == 'fp16' and device == 'cpu':
         raise UsageError('--amp: fp16 needs a GPU')

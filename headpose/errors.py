@@ -52,10 +52,7 @@ class Interrupted(RunError):
 
 
 def printable(path):
-    """Returns a path as one line that can be printed, escaped if need be.
-
-    Names on a disk are bytes, line ends and invalid UTF-8 among them.
-    """
+    """Returns a path as one printable line; names on a disk are any bytes."""
     path = os.fspath(path)
     return path if path.isprintable() else repr(path)[1:-1]
 
@@ -72,10 +69,8 @@ def signals_noted():
     A handler that raised would interrupt a write, or the cleaning up.
     `timeout` and batch systems signal a process and its group, hence twice; a
     signal after seconds ends the process at once.  Signals that are ignored,
-    as by nohup, stay ignored.  Outside the main thread nothing is noted.
-
-    Raises:
-        Interrupted: an error that a signal caused in other processes.
+    as by nohup, stay ignored.  Outside the main thread nothing is noted.  An
+    error that a signal caused in other processes becomes Interrupted.
     """
     process, handlers, first = os.getpid(), {}, []
 

@@ -121,13 +121,9 @@ def augmented_crop(image, box, angles, draws, size,
 def training_crop(image, box, draws, size=224, turn=0.0, shrink=1):
     """Crops a face with HopeNet's random margin, shift, flip and blur.
 
-    OpenCV's result differs from HopeNet's, by Pillow, by a fraction of a grey
-    level.
-
-    Args:
-        image, box, draws, size: see above.
-        turn: degrees, clockwise, about the centre of the crop.
-        shrink: how many times smaller the image is than the box says.
+    HopeNet's own crops, by Pillow, differ by a fraction of a grey level.
+    `turn` is in degrees, clockwise, about the centre of the crop; `shrink` is
+    how many times smaller the image is than the box says.
     """
     part, (width, height), (left, top) = framing(box, draws, size, bool(turn))
     if shrink > 1:
@@ -186,10 +182,7 @@ def face_in_crop(box, draws, size, turn=0.0):
 
 
 def turned_crop(face, left, top, size, turn, flip):
-    """Cuts a turned crop out of a face (H, W, 3), mirrored before if `flip`.
-
-    `left` and `top` are the crop's corner before the turn.
-    """
+    """Cuts a turned crop out of a face, which is mirrored first if `flip`."""
     if flip:
         face = cv2.flip(face, 1)
     # From the crop's pixels to the face's: a turn about the centre, a shift.
@@ -358,10 +351,8 @@ def noise(shape, draws):
 def occluded(image, center, extent, angles, draws, other=None):
     """Puts dark glasses on a face, or a patch over a part of it.
 
-    Args:
-        image, angles, draws: see above.
-        center, extent: see `face_in_crop`.
-        other: function that returns another picture, to cut a patch from.
+    For `center` and `extent` see `face_in_crop`; `other` is a function that
+    returns another picture, to cut a patch from.
     """
     if draws.occluder < GLASSES:
         return with_glasses(image, center, extent[1], angles, draws)

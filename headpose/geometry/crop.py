@@ -19,14 +19,11 @@ PROTOCOL_K = 0.2
 HOPENET_K, HOPENET_ABOVE = 0.35, 1.0
 FSANET_MARGIN = 0.4
 
-# Limits of what can be cropped: the sides of a face box, pixels (a larger
-# box's crop would exceed Pillow's limit of pixels); its longer side over its
-# shorter (3.3 at most in AFLW2000); its size over the picture's; and the
-# sides of a picture.
-MIN_BOX, MAX_BOX = 4, 5000
-MAX_SHAPE = 10
-MAX_SHARE = 4
-MIN_PICTURE = 8
+# Limits of what can be cropped.
+MIN_BOX, MAX_BOX = 4, 5000  # pixels; Pillow's limit is near
+MAX_SHAPE = 10   # longer side over shorter; 3.3 at most in AFLW2000
+MAX_SHARE = 4    # size over the picture's
+MIN_PICTURE = 8  # pixels
 
 
 def expand_box(box, k, side, above=ABOVE):
@@ -90,14 +87,11 @@ def protocol_crop(image, box, size=224, protocol='ours'):
     """Crops a face as the published test does, step by step, with Pillow.
 
     Args:
-        image: RGB PIL image; the crop is black beyond its edges.
+        image: RGB PIL image; the crop, one too, is black beyond its edges.
         box: see above.
-        size: side of the result, pixels.
+        size: side of the crop, pixels.
         protocol: 'ours'; 'hopenet', with HopeNet's margins for BIWI; or
             'fsanet', see `fsanet_crop`.
-
-    Returns:
-        RGB PIL image, size x size.
     """
     if protocol == 'fsanet':
         return Image.fromarray(fsanet_crop(np.asarray(image), box, size))

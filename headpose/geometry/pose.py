@@ -29,8 +29,6 @@ MIRROR = (-1, 1, -1)  # factors of yaw, pitch and roll in a mirror image
 MAX_ANGLE = 99.0
 ROUNDING = 1e-4
 
-MEAN_STEPS = 1000  # at most, of an intrinsic mean; about five are enough
-
 
 def beyond_range(angles):
     """Says which angle (degrees) is beyond +-99, or returns None."""
@@ -60,12 +58,8 @@ def rotation_matrix(angles):
 def angles_of(rotation):
     """Returns the angles of rotations: the inverse of `rotation_matrix`.
 
-    Args:
-        rotation: array-like (..., 3, 3), see `rotation_matrix`.
-
-    Returns:
-        float64 array (..., 3), degrees: yaw, pitch, roll, with the yaw within
-        +-90.  At +-90 pitch and roll are one turn, of which pitch takes all.
+    From (..., 3, 3) to float64 (..., 3), degrees, with the yaw within +-90.
+    At +-90 pitch and roll are one turn, of which pitch takes all.
     """
     rotation = np.asarray(rotation, float)
     yaw = np.arcsin(-rotation[..., 0, 2].clip(-1, 1))
@@ -123,15 +117,11 @@ def mean_angles(angles, weights=None):
 
 
 def rotation_errors(predicted, true):
-    """Returns the errors of N rotations, in degrees.
+    """Returns the errors of rotations, all (N, 3), in degrees.
 
-    Args:
-        predicted, true: (N, 3) degrees: yaw, pitch, roll.
-
-    Returns:
-        The angle of the rotation from one to the other, (N,), and the angles
-        between their axis vectors, (N, 3), whose mean is MAEV (Cao et al.,
-        WACV 2021; their left vector is the opposite of our right one).
+    That is the angle of the rotation from one to the other, (N,), and the
+    angles between their axis vectors, (N, 3), whose mean is MAEV (Cao et al.,
+    WACV 2021; their left vector is the opposite of our right one).
     """
     difference = rotation_matrix(predicted) - rotation_matrix(true)
     # From chords, which are exact where the angle is small: unit vectors at
@@ -150,19 +140,14 @@ def aligned(predicted, true):
     differ by one rotation of the head's axes.  As in Cobo et al. (Opal23,
     Pattern Recognition 2024), this is the intrinsic mean of the rotations
     from the predictions to the truth, without those of 90 degrees and more.
-
-    Args:
-        predicted, true: array-like (N, 3), degrees: yaw, pitch, roll.
-
-    Returns:
-        float64 array (N, 3), near to the true numbers.
+    Both are array-like (N, 3), degrees, and so is the result, float64.
     """
     rotations = rotation_matrix(predicted)
     apart = np.swapaxes(rotations, -1, -2) @ rotation_matrix(true)
     apart = apart[np.linalg.norm(rotation_vectors(apart), axis=-1)
                   < np.pi / 2]
     mean = apart[0] if len(apart) else np.eye(3)
-    for _ in range(MEAN_STEPS if len(apart) else 0):
+    for _ in range(1000 if len(apart) else 0):  # about five are enough
         step = rotation_vectors(mean.T @ apart).mean(0)
         mean = mean @ cv2.Rodrigues(step)[0]
         if np.linalg.norm(step) < 1e-9:

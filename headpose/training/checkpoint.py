@@ -19,8 +19,7 @@ PARTS = {'network': dict, 'pretrained_norms': list, 'epoch': int,
          'trained': dict, 'averaged': int}
 # Nobody else's checkpoints have these.
 OURS = {'network', 'validation', 'options', 'provenance'}
-# Others keep the state dict under these keys: the official CBAM release in
-# 'state_dict', PyTorch's tutorials in 'model_state_dict'.
+# Others keep the state dict under these keys.
 WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'net')
 
 
@@ -30,10 +29,8 @@ def read_checkpoint(path):
     """Reads a checkpoint of ours, or a bare state dict.
 
     Nothing in the file is executed.  Returns a dict whose 'model' is the state
-    dict; of a checkpoint of ours, with its other parts.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or no plain checkpoint.
+    dict; of a checkpoint of ours, with its other parts.  Raises WeightsError
+    if the file is missing, damaged, or no plain checkpoint.
     """
     try:
         with open(path, 'rb') as file:
@@ -43,8 +40,7 @@ def read_checkpoint(path):
         reason = ('is not there; --snapshot FILE names a checkpoint of your '
                   'own' if path == SHIPPED else 'no such checkpoint')
         raise WeightsError(f'{path}: {reason}') from None
-    # torch.load documents no list of errors.
-    except Exception as error:
+    except Exception as error:  # torch.load documents no list of errors
         raise WeightsError(f'{path}: not a plain PyTorch checkpoint, or a '
                            f'damaged one ({type(error).__name__})') from None
     with errors_named(path):
@@ -120,9 +116,6 @@ def load_network(path, rebuild):
 
     `rebuild` returns a fresh network for a state dict and, of checkpoints of
     ours, the `network` entry; see `shufflenet.rebuild`.
-
-    Raises:
-        WeightsError: the file holds another network's weights.
     """
     checkpoint = read_checkpoint(path)
     with errors_named(path):
@@ -155,7 +148,7 @@ def crop_size(path, checkpoint, asked=None):
     return asked or trained_size(checkpoint)
 
 
-# ----------------------------------------------------------------- writing
+# ------------------------------------------------------ writing and resuming
 
 def save_checkpoint(path, checkpoint):
     """Writes a checkpoint of plain types and tensors, see `files.atomic`."""
@@ -173,14 +166,11 @@ def on_cpu(model):
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
-# ------------------------------------------------------------------- resuming
-
 def read_last(path, output=''):
     """Reads a `*_last.pkl`, from which a run can resume.
 
-    Raises:
-        WeightsError: the file is missing, damaged, or has weights only; the
-            message names `output`, the best checkpoint, where it is there.
+    Raises WeightsError, which names `output`, the best checkpoint, where the
+    file is damaged.
     """
     try:
         checkpoint = read_checkpoint(path)
@@ -195,10 +185,7 @@ def read_last(path, output=''):
 
 
 def load_last(model, checkpoint, path):
-    """Loads the network that a run was training into a fresh one.
-
-    `checkpoint` is `read_last`'s.  Raises WeightsError if it does not fit.
-    """
+    """Loads the network that a run was training into a fresh one."""
     with errors_named(path):
         load_exactly(model, checkpoint['trained'] or checkpoint['model'])
     model.pretrained_norms = checkpoint['pretrained_norms']
@@ -216,9 +203,6 @@ def load_pretrained(model, choice, batch_norms='frozen'):
         choice: 'imagenet', 'none' or a file (see --pretrained).
         batch_norms: 'frozen' keeps the running statistics that come with the
             weights, 'live' estimates them anew from the batches.
-
-    Raises:
-        WeightsError: the file does not fit, or cannot be downloaded.
     """
     if choice == 'none':
         return

@@ -1,8 +1,8 @@
 """A training run: one epoch, evaluation, fit.
 
-It knows no data set, no network by name and no command line.  A script, or a
-notebook, hands it a `hopenet.PoseNetwork` and loaders (see datasets.py) of
-batches: uint8 images (N, 3, H, W), angles (N, 3) in degrees, indices (N,).
+A script, or a notebook, hands it a `hopenet.PoseNetwork` and loaders (see
+datasets.py) of batches: uint8 images (N, 3, H, W), angles (N, 3) in degrees,
+indices (N,).
 
     evaluate(model, loader).errors.mean(0)  # of yaw, pitch, roll
 """
@@ -86,8 +86,7 @@ class Trainer:
                 self.average.n_averaged.fill_(checkpoint['averaged'])
             if checkpoint['scaler'] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(checkpoint['scaler'])
-        # PyTorch documents no list of errors.
-        except Exception as error:
+        except Exception as error:  # PyTorch documents no list of errors
             raise WeightsError('holds no optimizer state of this run '
                                f'({type(error).__name__})') from None
 
@@ -111,11 +110,8 @@ def train_epoch(trainer, loader, epoch=1):
     """Trains one epoch; returns the mean loss over its images.
 
     The loader has this process's part of each batch.  Order, augmentation and
-    rates depend on `epoch`, from 1.
-
-    Raises:
-        RunError: the loss is not finite; the message names epoch and step.
-        Interrupted: a signal came.
+    rates depend on `epoch`, from 1.  Raises RunError if the loss is not
+    finite, Interrupted if a signal came.
     """
     model, optimizer, recipe = trainer.model, trainer.optimizer, trainer.recipe
     model.set_train_mode(recipe.as_published and epoch > 1)
@@ -131,8 +127,7 @@ def train_epoch(trainer, loader, epoch=1):
                 with autocast(trainer.device, recipe.amp):
                     logits = trainer.ddp_model(model.normalize(part))
                 loss = model.loss(logits, true, recipe.alpha).sum()
-                # DDP takes the mean over the processes; the step is along the
-                # mean over the batch of all of them.
+                # DDP takes the mean over processes, the step that over images.
                 trainer.scaler.scale(loss * (world_size() / size)).backward()
             losses[-1] += loss.detach()
         trainer.scaler.step(optimizer)
@@ -206,9 +201,6 @@ def evaluate(model, loader, alpha=2.0, flip=False):
         loader: see `datasets.evaluation_loader`.
         alpha: weight of the squared error in the loss.
         flip: see `PoseNetwork.predict`.
-
-    Raises:
-        Interrupted: a signal came.
     """
     model.eval()
     # Index, predicted and true angles, loss, deviation.
@@ -238,10 +230,6 @@ def fit(trainer, loaders, run):
 
     Returns:
         The log, a DataFrame with a row for each epoch.
-
-    Raises:
-        RunError: the loss is not finite, or a file cannot be written.
-        Interrupted: a signal came; the last epoch's checkpoint is whole.
     """
     recipe, (training, validation) = trainer.recipe, loaders
     if recipe.as_published:

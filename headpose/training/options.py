@@ -1,7 +1,6 @@
 """The command lines of training, test, generator and export.
 
-Nothing here imports PyTorch, which takes seconds: a script parses its options
-before its slow imports, so that --help and mistakes are answered at once.
+Nothing here imports PyTorch: --help and mistakes are answered at once.
 """
 import argparse
 import math
@@ -155,11 +154,10 @@ def training_parser(description, network):
         help='of initial weights, order and augmentation')
     add('--pretrained', default='imagenet', metavar='imagenet|none|FILE',
         help="torchvision's ImageNet weights (default), a fresh start, or a "
-        "file: torchvision's, the official CBAM release's, or a trained "
-        "network's of this project or HopeNet's, which goes on with its heads")
+        "file: torchvision's, the CBAM release's, or a trained network's, "
+        'which goes on with its heads')
     add('--batch_norms', choices=('frozen', 'live'), default='frozen',
-        help='statistics that come with --pretrained: kept as they are '
-        '(default), or estimated anew from the batches')
+        help="--pretrained's statistics: kept (default), or estimated anew")
     add('--output', type=checkpoint_path, metavar='FILE.pkl',
         help='best checkpoint; others are named after it; default: '
         + CHECKPOINTS[network] + (

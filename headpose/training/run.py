@@ -159,10 +159,6 @@ class Run:
         resume: a `*_last.pkl` to go on from, or None; after an epoch, its.
         override: resume although options or data differ.
         overwrite: replace another run's checkpoints at `output`.
-
-    Raises:
-        WeightsError: `resume` is missing, damaged or no such checkpoint.
-        RunError: options differ from those of the run to be resumed.
     """
 
     def __init__(self, output, options=None, resume=None, override=False,
