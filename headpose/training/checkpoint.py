@@ -1,6 +1,7 @@
 """Checkpoints: reading, checking, writing, resuming; pretrained weights."""
 import contextlib
 import os
+import warnings
 import zipfile
 
 import torch
@@ -33,7 +34,8 @@ def read_checkpoint(path):
     if the file is missing, damaged, or no plain checkpoint.
     """
     try:
-        with open(path, 'rb') as file:
+        with (open(path, 'rb') as file,
+              warnings.catch_warnings(action='ignore')):  # of odd pickles
             check_archive(file)
             content = torch.load(file, map_location='cpu', weights_only=True)
     except FileNotFoundError:

@@ -243,10 +243,9 @@ def evaluation_parser(description, snapshot):
 
 
 def parse_training(description, network, argv=None):
-    """Parses the command line of a training script, or the list `argv`.
+    """Parses the options of a training script; `image_size` is validation's.
 
-    `network` is 'attnet' or 'shufflenet'.  Of the options that are returned,
-    `image_size` is that of validation.
+    `network` is 'attnet' or 'shufflenet'.
     """
     parser = training_parser(description, network)
     options = checked(parser, parser.parse_args(argv))

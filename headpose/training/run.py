@@ -314,8 +314,7 @@ class Run:
             'pretrained_norms': trainer.model.pretrained_norms,
             'epoch': self.rows[-1]['epoch'], 'validation': self.rows[-1],
             'options': self.options, 'provenance': self.provenance}
-        # Of tied epochs the first.
-        if int(self.log().mae.argmin()) == len(self.rows) - 1:
+        if self.log().mae.argmin() == len(self.rows) - 1:  # the first of ties
             save_checkpoint(self.output, content)
             self.has_best = True
         save_checkpoint(self.last, {**content, 'log': self.rows,
