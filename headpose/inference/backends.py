@@ -41,10 +41,6 @@ class OnnxNetwork:
     Args:
         path: of the .onnx file.
         image_size: side of the crops as asked for; None for the file's own.
-
-    Raises:
-        InputError: the file cannot be run, is no export, or takes crops of
-            another size.
     """
 
     def __init__(self, path, image_size=None):

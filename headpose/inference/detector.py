@@ -129,9 +129,6 @@ class YuNet:
     Args:
         path: of its .onnx file.
         min_score: the least score of a face.
-
-    Raises:
-        InputError: the file cannot be read, or is no YuNet.
     """
 
     def __init__(self, path=YUNET, min_score=MIN_SCORE):
@@ -190,12 +187,11 @@ class YuNet:
 
 
 def make_detector(path=YUNET, box=None, whole=False, min_score=MIN_SCORE):
-    """Returns a detector.
+    """Returns a `YuNet`, or a detector that does not look.
 
     Args:
-        path, min_score: see `YuNet`.
-        box: the one box in every picture; nothing is detected.
-        whole: every picture is a crop of one head; nothing is detected.
+        box: the one box in every picture.
+        whole: every picture is a crop of one head.
     """
     unscored = np.full(1, np.nan)
     if box:

@@ -52,8 +52,7 @@ class PoseTable:
         """Adds a picture's `Heads`; without any, a row with empty fields.
 
         Args:
-            file: the input.
-            frame, seconds: number and time of the picture in it.
+            frame, seconds: number and time of the picture in the file.
             tracks: (N,), the persons' numbers.
         """
         common = {**dict.fromkeys(self.fields), 'file': as_utf8(file),
@@ -104,17 +103,8 @@ def as_utf8(path):
 class OutputPaths:
     """The paths of a run's results, which are named after their inputs.
 
-    Of inputs with the same name the later ones get a number.
-
-    Args:
-        folder: of the output.
-        found: see `pipeline.find_inputs`.
-        table: name of the table.
-        overwrite: replace existing files, but no input.
-
-    Raises:
-        InputError: a result would replace an input or, without `overwrite`,
-            another file.
+    Of inputs with the same name the later ones get a number.  No input is
+    replaced, and other files with `overwrite` alone.
 
     Attributes:
         table: path of the table.

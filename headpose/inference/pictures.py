@@ -29,10 +29,7 @@ GREY = 128  # behind transparent pixels
 
 
 def open_picture(path):
-    """Opens a file as a picture, without reading its pixels.
-
-    Returns:
-        A `PIL.Image.Image`; None if the file is no picture, such as a video.
+    """Returns a file's `PIL.Image.Image`, or None if it is no picture.
 
     Raises:
         DataError: the file is a picture that cannot be read.
@@ -54,11 +51,7 @@ def is_animation(path, picture):
 
 
 def read_pixels(path, picture):
-    """Returns the BGR pixels (H, W, 3) of a file's Pillow image, upright.
-
-    Raises:
-        DataError: the file is damaged, or has no decoder here.
-    """
+    """Returns the BGR pixels (H, W, 3) of a file's Pillow image, upright."""
     if picture.format in ('JPEG', 'MPO'):
         try:
             check_image(path)
@@ -74,9 +67,6 @@ def bgr(picture):
     """Returns a Pillow image's pixels (H, W, 3), BGR, 8 bits.
 
     More bits are scaled, not cut off; transparent pixels are laid on grey.
-
-    Raises:
-        ValueError: a pixel is not finite.
     """
     if picture.mode.startswith(('I', 'F')):  # 16 and 32 bits, floats
         return cv2.cvtColor(eight_bits(np.asarray(picture, float)),
@@ -99,10 +89,6 @@ def eight_bits(pixels):
 
 
 def write_jpeg(path, image):
-    """Writes a BGR picture.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+    """Writes a BGR picture."""
     with atomic(path) as temporary, open(temporary, 'wb') as file:
         file.write(cv2.imencode('.jpg', image)[1].tobytes())

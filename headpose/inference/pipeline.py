@@ -21,12 +21,7 @@ from headpose.inference.video import (Animation, Camera, Film, is_camera,
 
 
 def find_inputs(inputs, recursive=False, output=None):
-    """Replaces folders by the pictures in them, sorted.
-
-    Args:
-        inputs: files, folders, cameras, addresses.
-        recursive: search subfolders, too.
-        output: folder that is not searched.
+    """Replaces folders, but for `output`, by the pictures in them, sorted.
 
     Returns:
         A list of (source, subfolder of the output), and a message for each
@@ -78,9 +73,6 @@ class Pipeline:
         Args:
             found: see `find_inputs`.
             stems: paths of the drawn files, without their endings.
-
-        Raises:
-            Interrupted: a signal came; what is done is written.
         """
         bad = []
         bar = tqdm(zip(found, stems, strict=True), total=len(found),
@@ -96,12 +88,7 @@ class Pipeline:
         return bad
 
     def draw(self, source, stem):
-        """Draws the heads in a picture, a video or a camera's frames.
-
-        Raises:
-            UserError: the input, or a part of it, cannot be used, or the
-                drawn file cannot be written.
-        """
+        """Draws the heads in a picture, a video or a camera's frames."""
         picture = None if is_live(source) else open_picture(source)
         if picture is None:
             kind = Camera if is_camera(source) else Film
@@ -149,8 +136,7 @@ class Pipeline:
     def draw_frames(self, source, moving, recorder):
         """Draws until the video ends, a signal comes or the window is closed.
 
-        Returns:
-            The number of frames, and of those without a face.
+        Returns the numbers of frames and of those without a face.
         """
         track, empty, frame, said = Tracker(self.smooth), 0, -1, set()
         window = self.window and is_camera(source)
