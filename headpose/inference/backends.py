@@ -4,6 +4,7 @@ A backend has the `size` of its crops, and is called with crops, uint8 arrays
 (N, size, size, 3), RGB.  PyTorch itself is not imported.
 """
 import dataclasses
+import os
 
 import numpy as np
 
@@ -16,6 +17,9 @@ try:  # optional: for .onnx alone
 except ImportError:
     onnxruntime = None
 
+# Made from checkpoints/shufflenet_faces.pkl; tests/README.md has the command.
+NETWORK = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'models',
+                       'shufflenet_faces.onnx')
 OUTPUTS = ['angles', 'spread']  # of an export, beside its logits
 
 

@@ -7,16 +7,19 @@ import contextlib
 import time
 from fractions import Fraction
 
-import av
 import cv2
 import numpy as np
 from PIL import ImageSequence
-from tqdm import tqdm
 
 from headpose.errors import InputError
 from headpose.files import atomic, printable
-from headpose.inference.pictures import bgr
+from headpose.inference.pictures import bgr, open_animation
 from headpose.readers.images import image_faults
+
+try:  # optional: for films and what is written of them
+    import av
+except ImportError:
+    av = None
 
 URLS = ('http://', 'https://', 'rtsp://', 'rtsps://', 'rtmp://')
 USUAL_RATE = 25  # frames a second, of a video that names no rate
@@ -36,6 +39,23 @@ def is_live(source):
     return is_camera(source) or source.startswith(URLS)
 
 
+def open_moving(source):
+    """Returns the `Moving` of an input, or None of a still picture."""
+    if is_camera(source):
+        return Camera(source)
+    if not is_live(source):
+        picture, is_picture = open_animation(source)
+        if is_picture:
+            return picture and Animation(source, picture)
+    return Film(source)
+
+
+def check_av(path):
+    """Raises InputError where the package for films is not installed."""
+    if not av:
+        raise InputError(f'{printable(path)}: needs pip install av')
+
+
 class Moving:
     """Moving pictures; iterating yields pictures and seconds.
 
@@ -44,10 +64,11 @@ class Moving:
     total = None  # number of frames, where it is known
     rate = USUAL_RATE  # frames a second, on average
     sound = None  # an `av.AudioStream`
+    notice = None  # a line for the user
 
 
 class Animation(Moving):
-    """An animated GIF, PNG, WebP or AVIF, of `pictures.open_picture`."""
+    """An animated GIF, PNG, WebP or AVIF, of `pictures.open_animation`."""
 
     def __init__(self, path, picture):
         self.path = path
@@ -88,6 +109,7 @@ class Film(Moving):
     """A video file by its path, or a stream by an address of `URLS`."""
 
     def __init__(self, source):
+        check_av(source)
         self.source = source
         self.sound_packets = []
         try:
@@ -120,12 +142,12 @@ class Film(Moving):
         raise ValueError('no video in it')
 
     def sound_stream(self):
-        """Returns the sound's stream, or None; says when it is left out."""
+        """Returns the sound's stream, or None; notes what is left out."""
         for stream in self.container.streams.audio[:1]:
             if (codec := stream.codec_context.name) in SOUND:
                 return stream
-            tqdm.write(f'{printable(self.source)}: the sound ({codec}) is '
-                       'left out: browsers do not play it in an MP4')
+            self.notice = (f'{printable(self.source)}: the sound ({codec}) is '
+                           'left out: browsers do not play it in an MP4')
         return None
 
     def __iter__(self):
@@ -248,6 +270,7 @@ class Recorder:
 @contextlib.contextmanager
 def recording(path, moving):
     """Yields a `Recorder`; the file is written atomically."""
+    check_av(path)
     with atomic(path) as temporary:
         recorder = Recorder(temporary, moving)
         try:
