@@ -86,6 +86,14 @@ def test_the_shipped_network_is_the_exported_checkpoint(sample):
         np.testing.assert_allclose(*answers, atol=1e-3)
 
 
+def test_the_import_loads_nothing():
+    code = ('import sys, headpose; headpose.UserError; dir(headpose); '
+            'sys.exit(bool({"cv2", "numpy", "onnxruntime", "torch"} '
+            '& set(sys.modules)))')
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT,
+                          timeout=60).returncode == 0
+
+
 def test_the_shipped_network_needs_no_pytorch(pictures, tmp_path):
     code = ('import sys, demo; demo.main(sys.argv[1:]); '
             'assert "torch" not in sys.modules')
