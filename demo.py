@@ -3,7 +3,7 @@
     python demo.py photo.jpg                     into output/demo/
     python demo.py holiday/ clip.mp4 --cube      folders and video, too
     python demo.py 0                             camera 0, in a window
-    python demo.py --snapshot model.onnx x.jpg   without PyTorch
+    python demo.py --snapshot model.pkl x.jpg    your network, in PyTorch
 
 Angles are in degrees: yaw, pitch, roll, with 300W-LP's signs (README.md has
 a picture of them).  They are printed.  Drawn pictures, video and poses.csv
@@ -29,19 +29,17 @@ rtsp); the drawn video is H.264 in MP4, with the frames' own times and, where
 an MP4 can hold it, the sound.  Ctrl-C ends the run, and rows and video are
 whole.
 
-The network is checkpoints/shufflenet_faces.pkl; checkpoints/README.md says
-how it was trained, how well, and under which terms.  Faces are found by
-OpenCV's YuNet, at several scales and turned: on re-crops of AFLW2000's images
-1,971 of 1,983 (tools/README.md has more figures).
+The network is checkpoints/shufflenet_faces.pkl, exported to headpose/models/
+so that it runs on the CPU without PyTorch; checkpoints/README.md says how it
+was trained, how well, and under which terms.  Faces are found by OpenCV's
+YuNet, at several scales and turned: on re-crops of AFLW2000's images 1,971 of
+1,983 (tools/README.md has more figures).
 """
-import os
 import sys
 
 from headpose.errors import InputError, run_main, signals_noted
 from headpose.files import printable
-from headpose.training.options import SHIPPED, new_parser, number
-
-HERE = os.path.dirname(os.path.abspath(__file__))  # with the checkpoint
+from headpose.training.options import new_parser, number
 
 
 def box(text):
@@ -64,9 +62,10 @@ def parse_demo(argv=None):
         help='picture, folder of pictures, video, address (http, rtsp), or '
         'number or device of a camera')
     add('--recursive', action='store_true', help='search subfolders, too')
-    add('--snapshot', default=SHIPPED, metavar='FILE',
-        help='checkpoint of either network, bare state dict, or .onnx file '
-        'of export.py, which needs no PyTorch; default: ' + SHIPPED)
+    add('--snapshot', metavar='FILE',
+        help='.onnx file of export.py; or checkpoint of either network, or '
+        'bare state dict, which need PyTorch and use --gpu; default: '
+        'headpose/models/shufflenet_faces.onnx')
     add('--image_size', type=number(int, 64), metavar='PIXELS',
         help='default: what the network was trained at, or 224')
     add('--flip', action='store_true',
@@ -94,14 +93,16 @@ def parse_demo(argv=None):
     return parser.parse_args(argv)
 
 
-def load_backend(snapshot, gpu=-1, image_size=None):
-    """Returns the network of an .onnx file or a checkpoint.
+def load_backend(snapshot=None, gpu=-1, image_size=None):
+    """Returns the network of an .onnx file, or of a checkpoint.
 
     PyTorch, which is optional here and takes seconds, is imported for
     checkpoints alone; an .onnx file runs on the CPU.
     """
-    from headpose.inference.backends import OnnxNetwork, TorchNetwork
+    from headpose.inference.backends import (NETWORK, OnnxNetwork,
+                                             TorchNetwork)
 
+    snapshot = snapshot or NETWORK
     if snapshot.lower().endswith('.onnx'):
         return OnnxNetwork(snapshot, image_size)
     try:
@@ -113,9 +114,6 @@ def load_backend(snapshot, gpu=-1, image_size=None):
         raise InputError(f'{printable(snapshot)}: a checkpoint needs PyTorch '
                          f'({error}); an .onnx file of export.py does not'
                          ) from None
-    beside = os.path.join(HERE, snapshot)
-    if snapshot == SHIPPED and os.path.exists(beside):
-        snapshot = beside
     device = init_process(gpu)
     model, content = load_network(snapshot, rebuild)
     return TorchNetwork(for_inference(model.to(device)),
@@ -125,6 +123,8 @@ def load_backend(snapshot, gpu=-1, image_size=None):
 def main(argv=None):
     """Runs the command; `argv` is a list of options, for tests."""
     options = parse_demo(argv)
+
+    from tqdm import tqdm
 
     from headpose.inference.detector import YUNET, make_detector
     from headpose.inference.estimator import Estimator
@@ -146,8 +146,8 @@ def main(argv=None):
         table = PoseTable(paths.table, matrix=options.matrix)
         with signals_noted() as received:
             pipeline = Pipeline(
-                Estimator(detector, network, flip=options.flip), table,
-                cube=options.cube, smooth=options.smooth,
+                Estimator(network, detector, flip=options.flip), table,
+                tqdm, cube=options.cube, smooth=options.smooth,
                 window=not options.no_window, received=received)
             try:
                 bad += pipeline.draw_all(found, paths.stems)

@@ -12,8 +12,9 @@ from PIL import Image
 import demo
 from headpose.geometry.crop import protocol_crop
 from headpose.geometry.pose import AXES, rotation_matrix
-from headpose.inference import detector, estimator, output, pipeline
+from headpose.inference import detector, output, pipeline
 from headpose.inference.detector import whole_box
+from headpose.inference.estimator import Head
 from headpose.inference.output import (BOX, FACING, FIELDS, MATRIX,
                                        OutputPaths, draw_heads)
 from headpose.readers import mat
@@ -69,10 +70,8 @@ def test_a_given_box_has_the_protocols_angles(run, snapshot, pictures,
 
 
 def make_heads(*boxes, yaw=80.0):
-    """Returns `Heads` for boxes (4,), all with one yaw."""
-    count = len(boxes)
-    return estimator.Heads(np.array(boxes, float), np.full(count, 0.9),
-                           np.array([[yaw, 0, 0]] * count), np.ones(count))
+    """Returns heads for boxes (4,), all with one yaw."""
+    return [Head(tuple(box), 0.9, yaw, 0.0, 0.0, 1.0) for box in boxes]
 
 
 @pytest.mark.quick

@@ -1,4 +1,6 @@
 """detector.py: boxes, the detector, and the same face over frames."""
+import shutil
+
 import cv2
 import numpy as np
 import onnx
@@ -8,10 +10,11 @@ from hypothesis import strategies as st
 
 from headpose.errors import InputError
 from headpose.geometry.crop import PROTOCOL_K, PROTOCOL_SIDE, expand_box
-from headpose.geometry.pose import rotation_matrix
+from headpose.inference.backends import NETWORK
 from headpose.inference.detector import (YUNET, YuNet, iou,
                                          non_maximum_suppression, turn_back,
                                          turn_picture, whole_box)
+from headpose.inference.estimator import Head
 from headpose.inference.tracker import Tracker
 from headpose.readers import mat
 from tools.detection import Count, Kept
@@ -146,15 +149,17 @@ def other_network(path):
 
 def test_what_is_no_yunet_is_named(tmp_path, capfd):
     other_network(tmp_path / 'other.onnx')
-    (tmp_path / 'text.onnx').write_text('no network')
+    (tmp_path / 'text.onnx').write_text(
+        'version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n')
     (tmp_path / 'empty.onnx').write_bytes(b'')
+    shutil.copy(NETWORK, tmp_path / 'angles.onnx')
     for name, message in (('other', 'is not a YuNet'), ('text', 'is not a'),
+                          ('angles', 'is not a YuNet'),
                           ('empty', 'is not a'), ('none', 'No such file')):
         path = str(tmp_path / f'{name}.onnx')
         with pytest.raises(InputError, match=message) as caught:
             YuNet(path)
         assert str(caught.value).startswith(path)
-        assert '--detector' in str(caught.value)
     assert capfd.readouterr() == ('', '')  # OpenCV's own lines are not shown
 
 
@@ -219,39 +224,53 @@ def test_small_and_large_faces_are_found_in_a_large_picture(real):
 
 # ------------------------------------------------- the same face over frames
 
+def make_heads(boxes, angles):
+    """Returns heads for boxes (N, 4) and angles (N, 3)."""
+    return [Head(tuple(box), 0.9, *row, 1.0)
+            for box, row in zip(boxes, angles)]
+
+
+def tracks_of(heads):
+    """Returns the heads' track numbers."""
+    return [head.track for head in heads]
+
+
 def test_smoothing_follows_each_face():
     smooth = Tracker(0.5)
     boxes = np.array([[0.0, 0, 100, 100], [200, 0, 300, 100]])
-    tracks, _ = smooth(boxes, np.array([[0.0, 0, 0], [40, 0, 0]]), 0.0)
-    assert tracks.tolist() == [0, 1]
-    tracks, angles = smooth(boxes[::-1] + 5,
-                            np.array([[60.0, 0, 0], [10, 0, 0]]), 0.1)
-    assert tracks.tolist() == [1, 0]
-    np.testing.assert_allclose(angles, [[50, 0, 0], [5, 0, 0]], atol=1e-9)
-    tracks, angles = smooth(boxes + 1000, np.array([[9.0, 9, 9]] * 2), 0.2)
-    assert tracks.tolist() == [2, 3]  # new faces, no memory
-    np.testing.assert_allclose(angles, 9)
+    heads = smooth(make_heads(boxes, [[0.0, 0, 0], [40, 0, 0]]), 0.0)
+    assert tracks_of(heads) == [0, 1]
+    heads = smooth(make_heads(boxes[::-1] + 5, [[60.0, 0, 0], [10, 0, 0]]),
+                   0.1)
+    assert tracks_of(heads) == [1, 0]
+    np.testing.assert_allclose([head.angles for head in heads],
+                               [[50, 0, 0], [5, 0, 0]], atol=1e-9)
+    heads = smooth(make_heads(boxes + 1000, [[9.0, 9, 9]] * 2), 0.2)
+    assert tracks_of(heads) == [2, 3]  # new faces, no memory
+    np.testing.assert_allclose([head.angles for head in heads], 9)
 
 
 def test_smoothing_is_of_rotations():
     """Near a yaw of 90 the same rotation has angles that lie far apart."""
     box, smooth = np.array([[0.0, 0, 100, 100]]), Tracker(0.5)
     first, second = np.array([[89.9, 60, 60]]), np.array([[89.9, -20, -20]])
-    smooth(box, first, 0.0)
-    _, angles = smooth(box, second, 0.1)
-    apart = rotation_matrix(angles[0]) - rotation_matrix(second[0])
+    smooth(make_heads(box, first), 0.0)
+    target, = make_heads(box, second)
+    head, = smooth([target], 0.1)
+    apart = head.rotation - target.rotation
     assert np.abs(apart).max() < 0.01
 
 
 def test_a_face_keeps_its_number_over_missed_frames():
-    track, nothing = Tracker(), (np.empty((0, 4)), np.empty((0, 3)))
-    box, angles = np.array([[0.0, 0, 100, 100]]), np.zeros((1, 3))
-    assert track(box, angles, 0.0)[0].tolist() == [0]
+    track = Tracker()
+    box, angles = np.array([[0.0, 0, 100, 100]]), np.zeros((2, 3))
+    assert tracks_of(track(make_heads(box, angles), 0.0)) == [0]
     for seconds in (0.3, 0.6, 0.9):
-        track(*nothing, seconds)
-    assert track(box + 10, angles, 0.95)[0].tolist() == [0]
-    track(*nothing, 1.5)
-    assert track(box + 10, angles, 2.5)[0].tolist() == [1]  # too long ago
+        track([], seconds)
+    assert tracks_of(track(make_heads(box + 10, angles), 0.95)) == [0]
+    track([], 1.5)
+    # The face was seen too long ago.
+    assert tracks_of(track(make_heads(box + 10, angles), 2.5)) == [1]
     # Two boxes on one face: each number is given once.
-    both = np.concatenate((box + 10, box + 14))
-    assert sorted(track(both, np.zeros((2, 3)), 2.6)[0]) == [1, 2]
+    both = make_heads(np.concatenate((box + 10, box + 14)), angles)
+    assert sorted(tracks_of(track(both, 2.6))) == [1, 2]

@@ -72,10 +72,36 @@ def test_the_shipped_network_is_found_from_any_folder(run, pictures, tmp_path,
     status, _, err = run(pictures / '2.png', '--whole')
     assert status == 0, err
     assert rows(tmp_path / 'output' / 'demo')[0]['yaw']
-    monkeypatch.setattr(demo, 'HERE', str(tmp_path))
-    status, _, err = run(pictures, '--whole', '--overwrite')
-    assert status == 1 and err.count('\n') == 1
-    assert f'{SHIPPED}: is not there; --snapshot FILE' in err
+
+
+def test_the_shipped_network_is_the_exported_checkpoint(sample):
+    """The command is in tests/README.md."""
+    exported = demo.load_backend()
+    trained = demo.load_backend(str(ROOT / SHIPPED))
+    assert exported.size == trained.size
+    crops = np.stack([
+        np.asarray(Image.open(path).resize((exported.size,) * 2))
+        for path in sorted((sample / 'AFLW2000').glob('*.jpg'))])
+    for answers in zip(exported(crops), trained(crops)):
+        np.testing.assert_allclose(*answers, atol=1e-3)
+
+
+def test_the_import_loads_nothing():
+    code = ('import sys, headpose; headpose.UserError; dir(headpose); '
+            'sys.exit(bool({"cv2", "numpy", "onnxruntime", "torch"} '
+            '& set(sys.modules)))')
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT,
+                          timeout=60).returncode == 0
+
+
+def test_the_shipped_network_needs_no_pytorch(pictures, tmp_path):
+    code = ('import sys, demo; demo.main(sys.argv[1:]); '
+            'assert "torch" not in sys.modules')
+    done = subprocess.run(
+        [sys.executable, '-c', code, pictures / '2.png', '--output',
+         tmp_path / 'out'], cwd=ROOT, capture_output=True, text=True,
+        timeout=600)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_size_that_nobody_says_is_said(run, snapshot, pictures, tmp_path):

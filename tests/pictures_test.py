@@ -8,16 +8,16 @@ from PIL import Image
 
 from headpose.errors import DataError, RunError
 from headpose.inference import pictures
-from headpose.inference.pictures import (is_animation, open_picture,
-                                         read_pixels, write_jpeg)
+from headpose.inference.pictures import (open_animation, read_picture,
+                                         write_jpeg)
 
 pytestmark = pytest.mark.quick
 
 
 def read(path):
     """Returns a picture's BGR pixels, as demo.py gets them."""
-    with open_picture(str(path)) as picture:
-        return read_pixels(str(path), picture)
+    assert open_animation(str(path)) == (None, True)
+    return read_picture(str(path))
 
 
 @pytest.fixture
@@ -61,8 +61,6 @@ def test_heic_is_read_as_the_still_that_it_is(tmp_path, scene):
             picture.getexif()[274] = orientation  # written as telephones do
             picture.save(tmp_path / name, 'HEIF', save_all=True,
                          append_images=[Image.new('RGB', (60, 40))])
-            with open_picture(str(tmp_path / name)) as picture:
-                assert not is_animation(name, picture)
             upright = np.rot90(scene, turns)
             image = read(tmp_path / name)[..., ::-1]
             assert image.shape == upright.shape
@@ -166,8 +164,8 @@ def test_animations_are_told_from_stills(tmp_path, scene):
             frames[0].save(tmp_path / 'x', kind, save_all=True,
                            append_images=frames[1:count])
             path = str(tmp_path / 'x')
-            with open_picture(path) as picture:
-                assert is_animation(path, picture) == (moving and count == 2)
+            picture, is_picture = open_animation(path)
+            assert is_picture and bool(picture) == (moving and count == 2)
 
 
 def test_pictures_are_written_under_any_name(tmp_path, scene):

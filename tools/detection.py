@@ -193,14 +193,14 @@ def print_errors(found, detector, network):
         detector: a `Kept` one.
         network: see `demo.load_backend`.
     """
-    estimate, errors = Estimator(None, network), []
+    estimate, errors = Estimator(network), []
     for name, image, ((angles, box),) in recrops(found):
         if beyond_range(angles):
             continue
         boxes = detector(name, image)
         index = best(box, boxes)
         if index is not None:
-            both, _ = estimate.angles(image,
+            both, _ = estimate.angles(image[..., ::-1],
                                       np.stack((boxes[index], box)))
             errors.append(np.abs(both - angles))
     detector.write()

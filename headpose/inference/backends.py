@@ -4,6 +4,7 @@ A backend has the `size` of its crops, and is called with crops, uint8 arrays
 (N, size, size, 3), RGB.  PyTorch itself is not imported.
 """
 import dataclasses
+import os
 
 import numpy as np
 
@@ -16,6 +17,9 @@ try:  # optional: for .onnx alone
 except ImportError:
     onnxruntime = None
 
+# Made from checkpoints/shufflenet_faces.pkl; tests/README.md has the command.
+NETWORK = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'models',
+                       'shufflenet_faces.onnx')
 OUTPUTS = ['angles', 'spread']  # of an export, beside its logits
 
 
@@ -41,10 +45,6 @@ class OnnxNetwork:
     Args:
         path: of the .onnx file.
         image_size: side of the crops as asked for; None for the file's own.
-
-    Raises:
-        InputError: the file cannot be run, is no export, or takes crops of
-            another size.
     """
 
     def __init__(self, path, image_size=None):

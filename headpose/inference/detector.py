@@ -7,6 +7,7 @@ returns N boxes (N, 4), from left to right, and their scores (N,), 0 to 1; NaN
 where nothing was detected.
 """
 import os
+import threading
 
 import cv2
 import numpy as np
@@ -129,13 +130,11 @@ class YuNet:
     Args:
         path: of its .onnx file.
         min_score: the least score of a face.
-
-    Raises:
-        InputError: the file cannot be read, or is no YuNet.
     """
 
     def __init__(self, path=YUNET, min_score=MIN_SCORE):
         self.min_score = min_score
+        self.lock = threading.Lock()  # OpenCV's network has one input size
         logs = cv2.utils.logging
         level = logs.setLogLevel(logs.LOG_LEVEL_SILENT)
         try:
@@ -146,11 +145,10 @@ class YuNet:
                 (320, 320), min_score, SAME_FACE)
             self.detect(np.zeros((320, 320, 3), np.uint8))
         except OSError as error:
-            raise InputError(f'{printable(path)}: {error.strerror} '
-                             '(--detector)') from None
+            raise InputError(f'{printable(path)}: {error.strerror}') from None
         except cv2.error:
             raise InputError(f'{printable(path)}: is not a YuNet face '
-                             'detector (--detector)') from None
+                             'detector') from None
         finally:
             logs.setLogLevel(level)
 
@@ -182,20 +180,20 @@ class YuNet:
         rim = RIM if min(image.shape[:2]) < RIM_BELOW else 0
         image = cv2.copyMakeBorder(image, rim, rim, rim, rim,
                                    cv2.BORDER_CONSTANT)
-        self.network.setInputSize(image.shape[1::-1])
-        # (N, 15): x, y, width, height, five points, the score.
-        _, faces = self.network.detect(image)
+        with self.lock:
+            self.network.setInputSize(image.shape[1::-1])
+            # (N, 15): x, y, width, height, five points, the score.
+            _, faces = self.network.detect(image)
         faces = np.empty((0, 15)) if faces is None else faces.astype(float)
         return inner_boxes(faces[:, :4], LANDMARKS) - rim, faces[:, 14]
 
 
 def make_detector(path=YUNET, box=None, whole=False, min_score=MIN_SCORE):
-    """Returns a detector.
+    """Returns a `YuNet`, or a detector that does not look.
 
     Args:
-        path, min_score: see `YuNet`.
-        box: the one box in every picture; nothing is detected.
-        whole: every picture is a crop of one head; nothing is detected.
+        box: the one box in every picture.
+        whole: every picture is a crop of one head.
     """
     unscored = np.full(1, np.nan)
     if box:

@@ -1,7 +1,6 @@
-"""A picture to the angles of the heads in it."""
+"""A picture to the heads in it and their angles."""
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+import os
 
 import cv2
 import numpy as np
@@ -9,50 +8,145 @@ from PIL import Image
 
 from headpose.errors import InputError
 from headpose.geometry.crop import crop_problem, protocol_crop
+from headpose.geometry.pose import rotation_matrix
+from headpose.inference.backends import NETWORK, OnnxNetwork
+from headpose.inference.detector import MIN_SCORE, YUNET, YuNet
+from headpose.inference.pictures import read_picture
 
 
-class Heads(NamedTuple):
-    """The N heads in a picture, from left to right."""
-    boxes: np.ndarray    # (N, 4) pixels: x_min, y_min, x_max, y_max
-    scores: np.ndarray   # (N,) 0 to 1; NaN where nothing was detected
-    angles: np.ndarray   # (N, 3) degrees: yaw, pitch, roll
-    bin_std: np.ndarray  # (N,) degrees: of the bins' probabilities
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A head in a picture.
+
+    Attributes:
+        box: x_min, y_min, x_max, y_max of the face, brows to chin, in pixels
+            of the upright picture.
+        score: of the detector, 0 to 1; NaN where nothing was detected.
+        yaw, pitch, roll: degrees.  Positive yaw turns the face towards the
+            left of the picture, positive pitch lifts the chin, positive roll
+            tilts the head clockwise as we see it.
+        spread: standard deviation of the bins' probabilities, degrees; small
+            where the network is sure.
+        track: number of the person in a film; None in a single picture.
+    """
+    box: tuple[float, float, float, float]
+    score: float
+    yaw: float
+    pitch: float
+    roll: float
+    spread: float
+    track: int | None = None
+
+    @property
+    def angles(self) -> tuple[float, float, float]:
+        """Yaw, pitch and roll, degrees."""
+        return self.yaw, self.pitch, self.roll
+
+    @property
+    def rotation(self) -> np.ndarray:
+        """The rotation matrix (3, 3), in axes right, down and to us.
+
+        Its columns are the head's own axes: to its right side as we see it,
+        towards its chin, out of its face.
+        """
+        return rotation_matrix(self.angles)
 
 
-@dataclasses.dataclass
 class Estimator:
-    """Finds heads and their angles."""
-    detector: Callable  # see `detector.make_detector`
-    network: Callable   # see backends.py
-    flip: bool = False  # give the mean of each crop and its mirror image
+    """Finds the heads in pictures, and their yaw, pitch and roll.
 
-    def __call__(self, image):
-        """Finds the heads in a picture, BGR (H, W, 3).
+    It may be called from several threads; OpenCV's detector then works for
+    one of them at a time.
 
-        Returns:
-            The `Heads`, and a line for each box that cannot be cropped.
+        estimator = headpose.Estimator()
+        for head in estimator('photo.jpg'):
+            print(head.box, head.yaw, head.pitch, head.roll)
+
+    Args:
+        network: path of an .onnx file of export.py, or a backend (backends.py
+            has two); None for the network that comes with the package.
+        detector: path of a YuNet, or a function of a BGR picture that returns
+            boxes (N, 4) and scores (N,); None for the YuNet that comes with
+            the package.
+        min_score: the least score of a face, 0 to 1.
+        flip: give the mean rotation of each crop and of its mirror image.
+
+    Raises:
+        UserError: a file is missing, or is no such network.
+    """
+
+    def __init__(self, network=None, detector=None,
+                 min_score: float = MIN_SCORE, flip: bool = False):
+        if network is None or isinstance(network, (str, os.PathLike)):
+            network = OnnxNetwork(network or NETWORK)
+        if detector is None or isinstance(detector, (str, os.PathLike)):
+            detector = YuNet(detector or YUNET, min_score)
+        self.network = network
+        self.detector = detector
+        self.flip = flip
+
+    def __call__(self, picture) -> list[Head]:
+        """Returns the heads in a picture, from left to right.
+
+        A head whose box cannot be cropped, as beyond the picture's rim, is
+        left out.
+
+        Args:
+            picture: path, binary file, Pillow image, or RGB array, uint8
+                (H, W, 3).  It is stood upright as its EXIF says.
 
         Raises:
-            InputError: the network gives angles that are no numbers.
+            UserError: the picture cannot be read; the message names it.
+        """
+        return self.find(read_picture(picture))[0]
+
+    def angles(self, picture, boxes) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the angles and spreads of heads in your own boxes.
+
+            angles, spread = estimator.angles(image, [[121, 184, 324, 385]])
+
+        Args:
+            picture: see `__call__`.
+            boxes: array-like (N, 4), pixels: x_min, y_min, x_max, y_max of
+                the faces, brows to chin; `estimator` adds the margins.
+
+        Returns:
+            Arrays (N, 3), yaw, pitch and roll, and (N,), both in degrees.
+
+        Raises:
+            UserError: the picture cannot be read, or a box not be cropped.
+        """
+        image = read_picture(picture)
+        boxes = np.asarray(boxes, float).reshape(-1, 4)
+        for number, box in enumerate(boxes):
+            if problem := crop_problem(box, *image.shape[1::-1]):
+                raise InputError(f'box {number}: {problem}')
+        return self.crop_angles(image, boxes)
+
+    def find(self, image):
+        """Finds the heads in a BGR picture (H, W, 3).
+
+        Returns:
+            A list of `Head`, and a line for each box that cannot be cropped.
         """
         boxes, scores = self.detector(image)
         boxes = boxes.round(2)  # as in the table, whose boxes give these crops
-        height, width = image.shape[:2]
-        problems = [crop_problem(box, width, height) for box in boxes]
+        problems = [crop_problem(box, *image.shape[1::-1]) for box in boxes]
         good = [not problem for problem in problems]
-        boxes, scores = boxes[good], scores[good]
-        angles, bin_std = np.empty((0, 3)), np.empty(0)
-        if len(boxes):
-            angles, bin_std = self.angles(image, boxes)
-        if not np.isfinite(angles).all():
-            raise InputError('the network gives angles that are no numbers '
-                             '(--snapshot)')
-        return (Heads(boxes, scores, angles, bin_std),
+        angles, spread = self.crop_angles(image, boxes[good])
+        numbers = np.column_stack((scores[good], angles, spread)).tolist()
+        return ([Head(tuple(box), *row)
+                 for box, row in zip(boxes[good].tolist(), numbers)],
                 [problem for problem in problems if problem])
 
-    def angles(self, image, boxes):
+    def crop_angles(self, image, boxes):
         """Returns angles (N, 3) and the bins' std (N,) for boxes (N, 4)."""
+        if not len(boxes):
+            return np.empty((0, 3)), np.empty(0)
         picture = Image.fromarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-        return self.network(np.stack([
+        angles, bin_std = self.network(np.stack([
             np.asarray(protocol_crop(picture, box, self.network.size))
             for box in boxes]), self.flip)
+        if not np.isfinite(angles).all():
+            raise InputError('the network gives angles that are no numbers')
+        return angles, bin_std

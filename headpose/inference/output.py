@@ -11,7 +11,7 @@ import numpy as np
 from headpose.errors import InputError
 from headpose.files import atomic, printable
 from headpose.geometry.draw import draw_pose
-from headpose.geometry.pose import AXES, rotation_matrix
+from headpose.geometry.pose import AXES
 from headpose.inference.video import is_camera, is_live
 
 BOX = ('x_min', 'y_min', 'x_max', 'y_max')
@@ -48,30 +48,29 @@ class PoseTable:
                 row['drawn'] = None
             raise
 
-    def add(self, file, frame, heads, seconds=None, tracks=None):
-        """Adds a picture's `Heads`; without any, a row with empty fields.
+    def add(self, file, frame, heads, seconds=None):
+        """Adds a picture's heads; without any, a row with empty fields.
 
         Args:
-            file: the input.
-            frame, seconds: number and time of the picture in it.
-            tracks: (N,), the persons' numbers.
+            frame, seconds: number and time of the picture in the file.
+            heads: list of `estimator.Head`.
         """
         common = {**dict.fromkeys(self.fields), 'file': as_utf8(file),
                   'drawn': as_utf8(self.target), 'frame': frame,
                   'seconds': rounded(seconds, 3)}
-        for face, (box, score, angles, bin_std) in enumerate(zip(*heads)):
-            rotation = rotation_matrix(angles)
+        for face, head in enumerate(heads):
+            rotation = head.rotation
             self.rows.append({
-                **common, 'face': face,
-                'track': None if tracks is None else int(tracks[face]),
-                'score': rounded(score, 3), 'spread': rounded(bin_std, 2),
+                **common, 'face': face, 'track': head.track,
+                'score': rounded(head.score, 3),
+                'spread': rounded(head.spread, 2),
                 **{name: rounded(value, 2) for name, value
-                   in zip(BOX + AXES, (*box, *angles))},
+                   in zip(BOX + AXES, (*head.box, *head.angles))},
                 **{name: rounded(value, 4) for name, value
                    in zip(FACING, rotation[:, 2])},
                 **{name: rounded(value, 6) for name, value
                    in zip(MATRIX, rotation.flat) if name in self.fields}})
-        if not len(heads.boxes):
+        if not heads:
             self.rows.append(common)
 
     def write(self):
@@ -104,17 +103,8 @@ def as_utf8(path):
 class OutputPaths:
     """The paths of a run's results, which are named after their inputs.
 
-    Of inputs with the same name the later ones get a number.
-
-    Args:
-        folder: of the output.
-        found: see `pipeline.find_inputs`.
-        table: name of the table.
-        overwrite: replace existing files, but no input.
-
-    Raises:
-        InputError: a result would replace an input or, without `overwrite`,
-            another file.
+    Of inputs with the same name the later ones get a number.  No input is
+    replaced, and other files with `overwrite` alone.
 
     Attributes:
         table: path of the table.
@@ -157,27 +147,30 @@ def stem_of(source):
 
 
 def draw_heads(image, heads, cube=False, labels=None):
-    """Returns a copy of a BGR picture with the pose of its `Heads` drawn.
+    """Returns a copy of a BGR picture with the pose of its heads drawn.
 
     Args:
+        heads: list of N `estimator.Head`.
         cube: draw cubes, not axes.
-        labels: N numbers to write at the faces.
+        labels: N numbers to write at the faces; None for their tracks.
     """
     image = image.copy()
-    sizes = (heads.boxes[:, 2:] - heads.boxes[:, :2]).max(1)
-    for box, angles, size in zip(heads.boxes, heads.angles, sizes):
+    boxes = np.array([head.box for head in heads]).reshape(-1, 4)
+    sizes = (boxes[:, 2:] - boxes[:, :2]).max(1)
+    for head, box, size in zip(heads, boxes, sizes):
         for color, width in ((0, 3), (255, 1)):
             corners = np.rint(box).astype(int).reshape(2, 2).tolist()
             cv2.rectangle(image, *corners, (color,) * 3, width)
-        draw_pose(image, angles, (box[:2] + box[2:]) / 2,
+        draw_pose(image, head.angles, (box[:2] + box[2:]) / 2,
                   size * (0.9 if cube else 0.6), cube)
     # Last, so that no other face's box or axes cover the text.
-    for row, (angles, size) in enumerate(zip(heads.angles, sizes)):
-        lines = [f'{axis} {round(float(angle))}'
-                 for axis, angle in zip(AXES, angles)]
-        if labels is not None:
-            lines.insert(0, f'#{labels[row]}')
-        write_lines(image, lines, heads.boxes[row], size)
+    labels = labels or [head.track for head in heads]
+    for head, label, size in zip(heads, labels, sizes):
+        lines = [f'{axis} {round(angle)}'
+                 for axis, angle in zip(AXES, head.angles)]
+        if label is not None:
+            lines.insert(0, f'#{label}')
+        write_lines(image, lines, head.box, size)
     return image
 
 

@@ -3,15 +3,16 @@
 A picture is a uint8 array (H, W, 3), BGR, upright.  Python opens the files:
 OpenCV crashes on names that are not UTF-8.
 """
-import contextlib
+import io
+import os
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from headpose.errors import DataError
-from headpose.files import atomic
-from headpose.readers.images import check_image, image_faults
+from headpose.errors import InputError
+from headpose.files import atomic, read_bytes
+from headpose.readers.images import MAX_FILE, decode, image_faults
 
 try:  # optional: it reads the HEIC pictures of telephones
     import pillow_heif
@@ -28,55 +29,80 @@ ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # Pillow's names of formats whose
 GREY = 128  # behind transparent pixels
 
 
-def open_picture(path):
-    """Opens a file as a picture, without reading its pixels.
+def open_animation(path):
+    """Opens a file as an animated picture, without reading its pixels.
 
     Returns:
-        A `PIL.Image.Image`; None if the file is no picture, such as a video.
-
-    Raises:
-        DataError: the file is a picture that cannot be read.
+        A `PIL.Image.Image`, or None; and whether the file is a picture at
+        all, be it damaged, rather than a video.
     """
     with image_faults(path):
-        with contextlib.suppress(UnidentifiedImageError):
-            return Image.open(path)
-        if path.lower().endswith(PICTURES):
-            raise ValueError('damaged, or of an unknown format' + (
-                '' if pillow_heif else '; HEIC needs pip install pillow-heif'))
-    return None
-
-
-def is_animation(path, picture):
-    """Says whether a Pillow image of a file is the first of an animation."""
-    with image_faults(path):  # n_frames reads through the file
-        return (picture.format in ANIMATED
-                and getattr(picture, 'n_frames', 1) > 1)
-
-
-def read_pixels(path, picture):
-    """Returns the BGR pixels (H, W, 3) of a file's Pillow image, upright.
-
-    Raises:
-        DataError: the file is damaged, or has no decoder here.
-    """
-    if picture.format in ('JPEG', 'MPO'):
         try:
-            check_image(path)
-        except DataError as error:
-            # Some cameras leave bytes behind a whole picture.
-            if 'extraneous bytes before marker 0xd9' not in str(error):
-                raise
-    with image_faults(path):
+            picture = Image.open(path)
+        except OSError:  # what Pillow does not know, or nobody can read
+            return None, path.lower().endswith(PICTURES)
+        if picture.format in ANIMATED and getattr(picture, 'n_frames', 1) > 1:
+            return picture, True
+        picture.close()
+    return None, True
+
+
+def read_picture(source):
+    """Returns the BGR pixels (H, W, 3) of a picture, upright.
+
+    Args:
+        source: path, binary file, Pillow image, or RGB array, uint8
+            (H, W, 3).
+
+    Raises:
+        UserError: the picture cannot be read; the message names it.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.shape[2:] != (3,):
+            raise InputError('the picture is not a uint8 array (H, W, 3), but '
+                             f'{source.dtype} {source.shape}')
+        return np.ascontiguousarray(source[..., ::-1])
+    if isinstance(source, (str, os.PathLike)):
+        return decode_picture(source, read_bytes(source, MAX_FILE))
+    name = str(getattr(source, 'filename', None)  # Pillow's
+               or getattr(source, 'name', None) or 'the picture')
+    with image_faults(name):
+        if isinstance(source, Image.Image):
+            return bgr(ImageOps.exif_transpose(source))
+        data = source.read()
+    return decode_picture(name, data)
+
+
+def decode_picture(name, data):
+    """Returns the BGR pixels of a file's bytes; see `read_picture`."""
+    with image_faults(name):
+        try:
+            picture = Image.open(io.BytesIO(data))
+        except UnidentifiedImageError:
+            raise ValueError('damaged, or of an unknown format' + (
+                '' if pillow_heif else '; HEIC needs pip install pillow-heif')
+                ) from None
+        if picture.format in ('JPEG', 'MPO'):
+            check_jpeg(data)
         return bgr(ImageOps.exif_transpose(picture))
+
+
+def check_jpeg(data):
+    """Raises for damage in a JPEG, which Pillow would pass over.
+
+    Some cameras leave bytes behind a whole picture.
+    """
+    try:
+        decode(data, fast=True, shrink=8)
+    except ValueError as error:
+        if 'extraneous bytes before marker 0xd9' not in str(error):
+            raise
 
 
 def bgr(picture):
     """Returns a Pillow image's pixels (H, W, 3), BGR, 8 bits.
 
     More bits are scaled, not cut off; transparent pixels are laid on grey.
-
-    Raises:
-        ValueError: a pixel is not finite.
     """
     if picture.mode.startswith(('I', 'F')):  # 16 and 32 bits, floats
         return cv2.cvtColor(eight_bits(np.asarray(picture, float)),
@@ -99,10 +125,6 @@ def eight_bits(pixels):
 
 
 def write_jpeg(path, image):
-    """Writes a BGR picture.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+    """Writes a BGR picture."""
     with atomic(path) as temporary, open(temporary, 'wb') as file:
         file.write(cv2.imencode('.jpg', image)[1].tobytes())

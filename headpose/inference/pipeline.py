@@ -3,30 +3,23 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
-from tqdm import tqdm
 
 from headpose.errors import InputError, Interrupted, UserError
 from headpose.files import printable
 from headpose.geometry.pose import AXES
 from headpose.inference.estimator import Estimator
 from headpose.inference.output import PoseTable, draw_heads
-from headpose.inference.pictures import (PICTURES, is_animation, open_picture,
-                                         read_pixels, write_jpeg)
+from headpose.inference.pictures import PICTURES, read_picture, write_jpeg
 from headpose.inference.tracker import Tracker
-from headpose.inference.video import (Animation, Camera, Film, is_camera,
-                                      is_live, recording)
+from headpose.inference.video import (is_camera, is_live, open_moving,
+                                      recording)
 
 
 def find_inputs(inputs, recursive=False, output=None):
-    """Replaces folders by the pictures in them, sorted.
-
-    Args:
-        inputs: files, folders, cameras, addresses.
-        recursive: search subfolders, too.
-        output: folder that is not searched.
+    """Replaces folders, but for `output`, by the pictures in them, sorted.
 
     Returns:
         A list of (source, subfolder of the output), and a message for each
@@ -65,8 +58,9 @@ def pictures_in(folder, recursive, output):
 @dataclasses.dataclass
 class Pipeline:
     """Estimates, draws and notes the heads in one input after the other."""
-    estimate: Estimator
+    estimator: Estimator
     table: PoseTable
+    progress: Callable   # tqdm, or alike: counts steps, writes lines
     cube: bool = False   # draw cubes, not axes
     smooth: float = 0.0  # weight of a video's earlier frames, see `Tracker`
     window: bool = False  # show a camera's frames
@@ -78,61 +72,54 @@ class Pipeline:
         Args:
             found: see `find_inputs`.
             stems: paths of the drawn files, without their endings.
-
-        Raises:
-            Interrupted: a signal came; what is done is written.
         """
         bad = []
-        bar = tqdm(zip(found, stems, strict=True), total=len(found),
-                   leave=False, disable=None if len(found) > 1 else True)
+        bar = self.progress(
+            zip(found, stems, strict=True), total=len(found), leave=False,
+            disable=None if len(found) > 1 else True)
         for (source, _), stem in bar:
             try:
                 self.draw(source, stem)
             except UserError as error:
-                tqdm.write(str(error), file=sys.stderr)
+                self.progress.write(str(error), file=sys.stderr)
                 bad.append(str(error))
             if self.received:
                 raise Interrupted(self.received[0])
         return bad
 
     def draw(self, source, stem):
-        """Draws the heads in a picture, a video or a camera's frames.
-
-        Raises:
-            UserError: the input, or a part of it, cannot be used, or the
-                drawn file cannot be written.
-        """
-        picture = None if is_live(source) else open_picture(source)
-        if picture is None:
-            kind = Camera if is_camera(source) else Film
-            return self.draw_moving(source, stem, kind(source))
-        if is_animation(source, picture):
-            return self.draw_moving(source, stem, Animation(source, picture))
-        with picture:
-            return self.draw_still(source, stem, read_pixels(source, picture))
+        """Draws the heads in a picture, a video or a camera's frames."""
+        moving = open_moving(source)
+        if moving:
+            self.draw_moving(source, stem, moving)
+        else:
+            self.draw_still(source, stem, read_picture(source))
 
     def draw_still(self, source, stem, image):
         """Draws the heads in a picture; see `draw`."""
-        heads, problems = self.estimate(image)
-        name, several = printable(source), len(heads.boxes) > 1
+        heads, problems = self.estimator.find(image)
+        name, several = printable(source), len(heads) > 1
         for problem in problems:
-            tqdm.write(f'{name}: {problem}: left out')
-        for face, angles in enumerate(heads.angles):
-            tqdm.write(f'{name}{f" #{face}" * several}: ' + ', '.join(
-                f'{axis} {angle:.1f}' for axis, angle in zip(AXES, angles)))
+            self.progress.write(f'{name}: {problem}: left out')
+        for face, head in enumerate(heads):
+            self.progress.write(f'{name}{f" #{face}" * several}: ' + ', '.join(
+                f'{axis} {angle:.1f}'
+                for axis, angle in zip(AXES, head.angles)))
         with self.table.drawn(stem + '.jpg'):
             self.table.add(source, 0, heads)
             write_jpeg(stem + '.jpg', draw_heads(
                 image, heads, self.cube,
-                range(len(heads.boxes)) if several else None))
-        if not len(heads.boxes):
+                range(len(heads)) if several else None))
+        if not heads:
             if problems:
                 raise InputError(f'{name}: has no head that can be cropped')
-            tqdm.write(f'{name}: no face found')
+            self.progress.write(f'{name}: no face found')
 
     def draw_moving(self, source, stem, moving):
         """Draws the heads in each frame of a `video.Moving`; see `draw`."""
         failure, target = None, stem + '.mp4'
+        if moving.notice:
+            self.progress.write(moving.notice)
         with (contextlib.closing(moving), self.table.drawn(target),
               recording(target, moving) as recorder):
             try:
@@ -149,25 +136,23 @@ class Pipeline:
     def draw_frames(self, source, moving, recorder):
         """Draws until the video ends, a signal comes or the window is closed.
 
-        Returns:
-            The number of frames, and of those without a face.
+        Returns the numbers of frames and of those without a face.
         """
         track, empty, frame, said = Tracker(self.smooth), 0, -1, set()
         window = self.window and is_camera(source)
-        for frame, (image, seconds) in enumerate(tqdm(
+        for frame, (image, seconds) in enumerate(self.progress(
                 moving, desc=printable(source), total=moving.total,
                 disable=None, leave=False)):
-            heads, problems = self.estimate(image)
-            tracks, angles = track(heads.boxes, heads.angles, seconds)
-            heads = heads._replace(angles=angles)
+            heads, problems = self.estimator.find(image)
+            heads = track(heads, seconds)
             for problem in set(problems) - said:  # once, not every frame
-                tqdm.write(f'{printable(source)}: frame {frame}: {problem}: '
-                           'left out')
+                self.progress.write(f'{printable(source)}: frame {frame}: '
+                                    f'{problem}: left out')
                 said.add(problem)
-            drawn = draw_heads(image, heads, self.cube, tracks)
-            self.table.add(source, frame, heads, seconds, tracks)
+            drawn = draw_heads(image, heads, self.cube)
+            self.table.add(source, frame, heads, seconds)
             recorder.write(drawn, seconds)
-            empty += not len(heads.boxes)
+            empty += not heads
             if self.received or window and not show(drawn):
                 break
         if frame < 0:

@@ -1,4 +1,6 @@
 """The same face over the frames of a video."""
+import dataclasses
+
 import numpy as np
 
 from headpose.geometry.pose import mean_angles
@@ -19,36 +21,40 @@ class Tracker:
 
     def __init__(self, weight=0.0):
         self.weight = weight
-        self.faces = {}  # track: (box, angles, seconds), when last seen
+        self.faces = {}  # track: (smoothed `Head`, seconds), when last seen
         self.count = 0
 
-    def __call__(self, boxes, angles, seconds):
-        """Returns the tracks (N,) and smoothed angles (N, 3) of a frame.
+    def __call__(self, heads, seconds):
+        """Returns a frame's heads with tracks and smoothed angles.
 
         Args:
-            boxes: (N, 4), pixels.
-            angles: (N, 3), degrees: yaw, pitch, roll.
+            heads: list of `estimator.Head`.
             seconds: of the frame, from the video's start.
         """
         self.faces = {track: face for track, face in self.faces.items()
-                      if seconds - face[2] <= MEMORY}
-        tracks = self.assign(boxes)
-        smoothed = np.array(angles, float)  # a copy
-        for row, (track, box) in enumerate(zip(tracks, boxes)):
-            if track in self.faces:
-                smoothed[row], = mean_angles(
-                    [angles[[row]], [self.faces[track][1]]],
-                    (1 - self.weight, self.weight))
-            self.faces[track] = box, smoothed[row], seconds
-        return tracks, smoothed
+                      if seconds - face[1] <= MEMORY}
+        smoothed = []
+        for head, track in zip(heads, self.assign(heads)):
+            angles = head.angles
+            if self.weight and track in self.faces:
+                angles = mean_angles(
+                    [[angles], [self.faces[track][0].angles]],
+                    (1 - self.weight, self.weight))[0].tolist()
+            head = dataclasses.replace(
+                head, track=track, yaw=angles[0], pitch=angles[1],
+                roll=angles[2])
+            self.faces[track] = head, seconds
+            smoothed.append(head)
+        return smoothed
 
-    def assign(self, boxes):
-        """Returns the tracks (N,) of boxes (N, 4), highest IoU first."""
-        tracks = np.full(len(boxes), -1)
+    def assign(self, heads):
+        """Returns the track of each head, highest IoU first."""
+        tracks = np.full(len(heads), -1)
         known = list(self.faces)
-        if known and len(boxes):
-            last = np.array([self.faces[track][0] for track in known])
-            overlaps = np.array([iou(box, last) for box in boxes])  # (N, K)
+        if known and heads:
+            last = np.array([self.faces[track][0].box for track in known])
+            overlaps = np.array([iou(np.array(head.box), last)
+                                 for head in heads])  # (N, K)
             while overlaps.max() > MIN_IOU:
                 row, column = np.unravel_index(overlaps.argmax(),
                                                overlaps.shape)
@@ -57,4 +63,4 @@ class Tracker:
         new = np.flatnonzero(tracks < 0)
         tracks[new] = np.arange(self.count, self.count + len(new))
         self.count += len(new)
-        return tracks
+        return tracks.tolist()

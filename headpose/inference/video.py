@@ -7,16 +7,19 @@ import contextlib
 import time
 from fractions import Fraction
 
-import av
 import cv2
 import numpy as np
 from PIL import ImageSequence
-from tqdm import tqdm
 
 from headpose.errors import InputError
 from headpose.files import atomic, printable
-from headpose.inference.pictures import bgr
+from headpose.inference.pictures import bgr, open_animation
 from headpose.readers.images import image_faults
+
+try:  # optional: for films and what is written of them
+    import av
+except ImportError:
+    av = None
 
 URLS = ('http://', 'https://', 'rtsp://', 'rtsps://', 'rtmp://')
 USUAL_RATE = 25  # frames a second, of a video that names no rate
@@ -36,19 +39,41 @@ def is_live(source):
     return is_camera(source) or source.startswith(URLS)
 
 
+def open_moving(source):
+    """Returns the `Moving` of an input, or None of a still picture."""
+    if is_camera(source):
+        return Camera(source)
+    if not is_live(source):
+        picture, is_picture = open_animation(source)
+        if is_picture:
+            return picture and Animation(source, picture)
+    return Film(source)
+
+
+def check_av(path):
+    """Raises InputError where the package for films is not installed."""
+    if not av:
+        raise InputError(f'{printable(path)}: needs pip install av')
+
+
 class Moving:
-    """Moving pictures; iterating yields pictures and seconds."""
+    """Moving pictures; iterating yields pictures and seconds.
+
+    `close` releases the file or the camera.
+    """
     total = None  # number of frames, where it is known
     rate = USUAL_RATE  # frames a second, on average
     sound = None  # an `av.AudioStream`
+    notice = None  # a line for the user
 
 
 class Animation(Moving):
-    """An animated GIF, PNG, WebP or AVIF, of `pictures.open_picture`."""
+    """An animated GIF, PNG, WebP or AVIF, of `pictures.open_animation`."""
 
     def __init__(self, path, picture):
         self.path = path
         self.picture = picture
+        self.close = picture.close
         self.total = picture.n_frames
 
     def __iter__(self):
@@ -62,23 +87,16 @@ class Animation(Moving):
             yield image, seconds
             seconds += duration / 1000
 
-    def close(self):
-        """Closes the file."""
-        self.picture.close()
-
 
 class Camera(Moving):
-    """A camera, by its number or its device's path.
-
-    Raises:
-        InputError: there is none.
-    """
+    """A camera, by its number or its device's path."""
 
     def __init__(self, source):
         self.capture = cv2.VideoCapture(int(source) if source.isdecimal()
                                         else source)
         if not self.capture.isOpened():
             raise InputError(f'camera {source}: there is none')
+        self.close = self.capture.release
         self.rate = self.capture.get(cv2.CAP_PROP_FPS) or USUAL_RATE
 
     def __iter__(self):
@@ -86,22 +104,12 @@ class Camera(Moving):
         while (read := self.capture.read())[0]:
             yield read[1], time.monotonic() - start
 
-    def close(self):
-        """Releases the camera."""
-        self.capture.release()
-
 
 class Film(Moving):
-    """A video file, or an address.
-
-    Args:
-        source: path, or an address of `URLS`.
-
-    Raises:
-        InputError: the source holds no video, or cannot be read.
-    """
+    """A video file by its path, or a stream by an address of `URLS`."""
 
     def __init__(self, source):
+        check_av(source)
         self.source = source
         self.sound_packets = []
         try:
@@ -114,6 +122,7 @@ class Film(Moving):
         except (OSError, ValueError, av.FFmpegError) as error:
             raise InputError(f'{printable(source)}: cannot be read as a '
                              f'picture or a video ({reason(error)})') from None
+        self.close = self.container.close
         self.video.thread_type = 'AUTO'
         self.sound = self.sound_stream()
         self.rate = float(self.video.average_rate or self.video.guessed_rate
@@ -133,20 +142,16 @@ class Film(Moving):
         raise ValueError('no video in it')
 
     def sound_stream(self):
-        """Returns the sound's stream, or None; says when it is left out."""
+        """Returns the sound's stream, or None; notes what is left out."""
         for stream in self.container.streams.audio[:1]:
             if (codec := stream.codec_context.name) in SOUND:
                 return stream
-            tqdm.write(f'{printable(self.source)}: the sound ({codec}) is '
-                       'left out: browsers do not play it in an MP4')
+            self.notice = (f'{printable(self.source)}: the sound ({codec}) is '
+                           'left out: browsers do not play it in an MP4')
         return None
 
     def __iter__(self):
-        """Yields pictures and seconds.
-
-        Raises:
-            InputError: a part cannot be decoded; the rest has been yielded.
-        """
+        """Yields pictures and seconds; raises for damage at the end."""
         count, seconds, damage = 0, -1 / self.rate, []
         for count, frame in enumerate(self.frames(damage), 1):
             seconds = (seconds + 1 / self.rate if frame.time is None
@@ -174,10 +179,6 @@ class Film(Moving):
                 return
             except av.FFmpegError as error:  # the next packet may be whole
                 damage.append(reason(error))
-
-    def close(self):
-        """Closes the file."""
-        self.container.close()
 
 
 def reason(error):
@@ -223,10 +224,7 @@ class Recorder:
                 self.moving.sound)
 
     def write(self, image, seconds):
-        """Writes a picture, and the sound before it.
-
-        A picture of another size than the first one's is stretched to it.
-        """
+        """Writes a picture, at the first one's size, and the sound before."""
         height, width = image.shape[:2]
         image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2,
                                    cv2.BORDER_REPLICATE)
@@ -271,11 +269,8 @@ class Recorder:
 
 @contextlib.contextmanager
 def recording(path, moving):
-    """Yields a `Recorder`; the file is written atomically.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+    """Yields a `Recorder`; the file is written atomically."""
+    check_av(path)
     with atomic(path) as temporary:
         recorder = Recorder(temporary, moving)
         try:

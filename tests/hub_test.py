@@ -1,0 +1,40 @@
+"""hubconf.py, as torch.hub loads it into other people's programs."""
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Others' programs have modules of the names of ours: Hugging Face's datasets.
+CODE = '''
+import sys, types
+for name in 'datasets', 'utils', 'options':
+    sys.modules[name] = types.ModuleType(name)
+import numpy as np, torch
+model = torch.hub.load(sys.argv[1], sys.argv[2], source='local',
+                       **eval(sys.argv[3]))
+images = np.random.default_rng(0).integers(0, 256, (2, 3, 128, 128), np.uint8)
+answers = model.predict(torch.from_numpy(images))
+assert not model.training
+print(answers.angles.shape, answers.bin_std.shape, model.config)
+'''
+
+
+def load(name, tmp_path, **options):
+    """Runs CODE in another folder; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, '-c', CODE, ROOT, name, repr(options)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize('name, options, config', [
+    ('shufflenet_faces', {}, {'network': 'shufflenet', 'width': 1.0}),
+    ('shufflenet', {'width': 0.5}, {'network': 'shufflenet', 'width': 0.5}),
+    ('attnet', {'attention': 'none'},
+     {'network': 'attnet', 'attention': 'none'})])
+def test_networks_are_loaded_beside_others_modules(tmp_path, name, options,
+                                                   config):
+    assert load(name, tmp_path, **options) == f'(2, 3) (2,) {config}\n'
