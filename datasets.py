@@ -58,14 +58,14 @@ class PoseDataset:
 
     A training image's changes are a function of (seed, epoch, index) alone.
     """
-    annotations: lists.Annotations  # a split picks among the indices
-    size: int = 224      # of the crops, pixels; or a list, one for each epoch
+    annotations: lists.Annotations
+    size: int = 224  # of the crops, pixels; or a list, one for each epoch
     # Of training crops, or a list, one for each epoch; None: the test crops.
     augmentation: Augmentation = None
-    seed: int = 0        # of the augmentation
+    seed: int = 0           # of the augmentation
     protocol: str = 'ours'  # of the test crops, see `crop.protocol_crop`
-    # Indices of the images that patches are cut from, see `augment.occluded`;
-    # None for patches of one colour.
+    # Indices of the images that `augment.occluded` cuts patches from; None:
+    # patches of one colour.
     textures: list = None
 
     def __len__(self):

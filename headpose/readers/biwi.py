@@ -40,8 +40,7 @@ from headpose.files import printable, read_bytes
 from headpose.geometry.pose import angles_of
 from headpose.readers.table import annotate, read_table
 
-# Where a data folder may have the sequences 01 to 24; the last is in
-# Opal23's list.
+# Where a data folder may have the sequences; the last is in Opal23's list.
 TOPS = ('', 'hpdb', 'faces_0', 'kinect_head_pose_db/hpdb',
         'kinect_head_pose_db')
 FRAME = re.compile(r'(?:^|/)(\d\d)/frame_(\d{5})_rgb\.png$')
