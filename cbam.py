@@ -25,12 +25,10 @@ class ChannelGate(nn.Module):
         # The release's Sequential starts with a Flatten: its checkpoints name
         # the layers mlp.1 and mlp.3.
         self.mlp = nn.Sequential(
-            nn.Identity(),
-            nn.Linear(channels, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, channels))
-        for layer in (self.mlp[1], self.mlp[3]):
-            nn.init.zeros_(layer.bias)
+            nn.Identity(), nn.Linear(channels, hidden),
+            nn.ReLU(), nn.Linear(hidden, channels))
+        nn.init.zeros_(self.mlp[1].bias)
+        nn.init.zeros_(self.mlp[3].bias)
 
     def forward(self, x):
         """Maps (N, C, H, W) to the same shape."""
@@ -65,9 +63,8 @@ class SpatialGate(nn.Module):
         pooled = torch.cat((x.amax(1, keepdim=True),
                             x.mean(1, keepdim=True)), 1)
         gate = torch.sigmoid(self.spatial(pooled))  # (N, 1, H, W)
-        if residual is None:
-            return x * gate
-        return torch.addcmul(residual, x, gate)
+        return (x * gate if residual is None
+                else torch.addcmul(residual, x, gate))
 
 
 class CBAM(nn.Module):

@@ -4,6 +4,7 @@ An image is a uint8 array (size, size, 3), RGB; `model.normalize` makes it a
 network's float input.
 """
 import collections
+import dataclasses
 import functools
 import os
 import signal
@@ -42,6 +43,8 @@ def read_annotations(data_dir, filename_list=None, landmarks='visible',
     Raises:
         DataError: a file is missing, damaged or out of range.
     """
+    if not os.path.isdir(data_dir):
+        raise fault(data_dir, 'no such data folder')
     if dataset == 'BIWI':
         return biwi.read_annotations(data_dir, labels, filename_list)
     if labels:
@@ -49,47 +52,29 @@ def read_annotations(data_dir, filename_list=None, landmarks='visible',
     return lists.read_annotations(data_dir, filename_list, landmarks)
 
 
+@dataclasses.dataclass
 class PoseDataset:
     """Images and angles, by index; for a DataLoader.
 
     A training image's changes are a function of (seed, epoch, index) alone.
-
-    Args:
-        annotations: of all listed images; a split picks among the indices.
-        size: side of the crops, pixels; or a list, one for each epoch.
-        augmentation: `Augmentation` of training crops, or a list, one for
-            each epoch; None for the test crops.
-        seed: of the augmentation.
-        protocol: of the test crops, see `crop.protocol_crop`.
-        textures: indices of the images that patches are cut from, see
-            `augment.occluded`; None for patches of one colour.
     """
-
-    def __init__(self, annotations, size=224, augmentation=None, seed=0,
-                 protocol='ours', textures=None):
-        self.annotations = annotations
-        self.data_dir = annotations.data_dir
-        self.size = size
-        self.augmentation = augmentation
-        self.seed = seed
-        self.protocol = protocol
-        self.textures = textures
-        self._draws = None, None  # cached: (epoch, random numbers)
+    annotations: lists.Annotations  # a split picks among the indices
+    size: int = 224      # of the crops, pixels; or a list, one for each epoch
+    # Of training crops, or a list, one for each epoch; None: the test crops.
+    augmentation: Augmentation = None
+    seed: int = 0        # of the augmentation
+    protocol: str = 'ours'  # of the test crops, see `crop.protocol_crop`
+    # Indices of the images that patches are cut from, see `augment.occluded`;
+    # None for patches of one colour.
+    textures: list = None
 
     def __len__(self):
         return len(self.annotations.names)
 
     def path(self, index):
         """Returns the path of an image."""
-        return os.path.join(self.data_dir, self.annotations.images[index])
-
-    def draws(self, epoch):
-        """Returns an epoch's random numbers: (N, fields of `Draws`)."""
-        if self._draws[0] != epoch:
-            generator = seeded(AUGMENTATION, self.seed, epoch)
-            self._draws = epoch, torch.rand(
-                len(self), len(Draws._fields), generator=generator).numpy()
-        return self._draws[1]
+        return os.path.join(self.annotations.data_dir,
+                            self.annotations.images[index])
 
     def texture(self, draw):
         """Returns a training picture to cut a patch from, an RGB array."""
@@ -103,26 +88,25 @@ class PoseDataset:
             key: (epoch, index), as `EpochBatchSampler` yields them.
 
         Raises:
-            DataError: the image is missing or damaged, or its face box lies
-                outside the image.
+            DataError: the image is damaged, or the face box outside of it.
         """
         epoch, index = key
-        box, angles = (values[index] for values in (
-            self.annotations.boxes, self.annotations.angles))
+        box = self.annotations.boxes[index]
+        angles = self.annotations.angles[index]
         size, shrink = of_epoch(self.size, epoch), 1
         augmentation = of_epoch(self.augmentation, epoch)
         if augmentation:
-            draws = Draws(*self.draws(epoch)[index])
+            draws = Draws(*epoch_draws(len(self), self.seed, epoch)[index])
             shrink = shrinkage(box, draws, size, augmentation.box_jitter)
         image = read_image(self.path(index), bool(augmentation), shrink)
         if problem := crop_problem(
                 box, *np.multiply(image.shape[1::-1], shrink)):
             raise fault(self.path(index), problem)
         if augmentation:
-            other = self.textures and functools.partial(self.texture,
-                                                        draws.other)
+            texture = self.textures and functools.partial(self.texture,
+                                                          draws.other)
             image, angles = augmented_crop(image, box, angles, draws, size,
-                                           augmentation, shrink, other)
+                                           augmentation, shrink, texture)
         else:
             image = np.array(protocol_crop(Image.fromarray(image), box, size,
                                            self.protocol))
@@ -142,30 +126,31 @@ def seeded(stream, seed, epoch):
         2 * (seed * 1_000_003 + epoch) + stream)
 
 
+@functools.lru_cache(maxsize=1)
+def epoch_draws(count, seed, epoch):
+    """Returns an epoch's random numbers: (count, fields of `Draws`)."""
+    generator = seeded(AUGMENTATION, seed, epoch)
+    return torch.rand(count, len(Draws._fields), generator=generator).numpy()
+
+
+@dataclasses.dataclass
 class EpochBatchSampler:
     """Yields lists of (epoch, index), the keys of `PoseDataset`.
 
     Processes share each batch; every image is given to one of them.  In
     training every process has a part of each batch: fewer images than
     processes, at the end of an epoch, join the batch before.
-
-    Args:
-        indices: of the images.
-        batch_size: of all processes together, at least one image each.
-        shuffle: training: a new order each epoch, of (seed, epoch) alone.
-        seed: of the order.
-        rank, world_size: of this process, and the number of processes.
     """
+    indices: np.ndarray    # of the images
+    batch_size: int        # of all processes, at least one image each
+    shuffle: bool = False  # in training: an order of (seed, epoch) alone
+    seed: int = 0
+    rank: int = 0          # of this process
+    world_size: int = 1    # number of processes
+    epoch: int = 0         # set by the training loop
 
-    def __init__(self, indices, batch_size, shuffle=False, seed=0, rank=0,
-                 world_size=1):
-        self.indices = np.asarray(indices)
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
+    def __post_init__(self):
+        self.indices = np.asarray(self.indices)
 
     def sizes(self):
         """Returns the number of images of each batch, in all processes."""
@@ -196,11 +181,9 @@ class EpochBatchSampler:
 def split_keys(annotations, by='photo'):
     """Returns each image's key, and their kind; a split keeps a key together.
 
-    Args:
-        annotations: of all images.
-        by: 'photo' keeps the renderings of a photograph, or a group's images,
-            on one side; 'image' is the document's literal split, in which
-            nearly every validation image has a sibling in training.
+    By 'photo' the renderings of a photograph, or a group's images, are on one
+    side; by 'image', the document's literal split, nearly every validation
+    image has a sibling in training.
     """
     if by == 'image':
         return annotations.names, 'images'
@@ -215,18 +198,15 @@ def split_indices(keys, seed=0):
     Args:
         keys: of all images, see `split_keys`.
         seed: of the split's own generator.
-
-    Raises:
-        DataError: all images have one key.
     """
-    members, validation = {}, []
+    by_key, validation = {}, []
     for index, key in enumerate(keys):
-        members.setdefault(key, []).append(index)
+        by_key.setdefault(key, []).append(index)
+    members = list(by_key.values())
     if len(members) < 2:
         raise DataError('the split needs 2 photographs or groups, and all '
                         f'images are of {printable(keys[0])} (--split image '
                         'divides these)')
-    members = list(members.values())
     order = torch.randperm(
         len(members), generator=torch.Generator().manual_seed(seed))
     for position in order[:-1].tolist():  # leaves one key to train on
@@ -237,10 +217,7 @@ def split_indices(keys, seed=0):
 
 
 def print_split(keys, kind, training, validation):
-    """Prints the numbers on each side of a split, and if it is far from 9:1.
-
-    Args: see `split_keys` and `split_indices`.
-    """
+    """Prints each side's numbers, and whether the split is far from 9:1."""
     counts = [f'{len(indices):,} images' + (
         '' if kind == 'images' else
         f' of {len({keys[index] for index in indices}):,} {kind}')
@@ -256,14 +233,7 @@ def print_split(keys, kind, training, validation):
 
 
 def make_loader(dataset, batch_sampler, num_workers=0, device='cpu'):
-    """Returns a DataLoader of `collate`'s batches.
-
-    Args:
-        dataset: a `PoseDataset`.
-        batch_sampler: an `EpochBatchSampler`.
-        num_workers: processes that load images.
-        device: for a GPU the batches are in pinned memory.
-    """
+    """Returns a DataLoader of `collate`'s batches, pinned for a GPU."""
     # In a forked worker, ending OpenCV's own threads would hang.
     cv2.setNumThreads(1)
     return DataLoader(dataset, batch_sampler=batch_sampler,
@@ -301,13 +271,11 @@ def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
         batch_size: of all processes together.
         image_sizes: sides of the training crops, pixels: each has an equal
             part of the epochs; the last is that of the validation crops.
-        num_epochs: of the run.
         augmentation: beyond HopeNet's; None trains on the test crops.
         weak_end: last share of the run, which has a quarter of it.
-        split: 'photo' or 'image', see `split_keys`.
-        split_seed: of the split.
+        split, split_seed: 'photo' or 'image', see `split_keys`, and its seed.
         seed: of the order and of the augmentation.
-        num_workers, device: see `make_loader`.
+        num_workers: processes that load images.
         rank, world_size: of this process, and the number of processes.
 
     Raises:
@@ -317,21 +285,20 @@ def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
     training, validation = split_indices(keys, split_seed)
     print_split(keys, kind, training, validation)
     if len(training) < world_size:
-        raise DataError(f'{annotations.data_dir}: {len(training)} training '
-                        f'images are too few for {world_size} processes')
+        raise fault(annotations.data_dir, f'{len(training)} training images '
+                    f'are too few for {world_size} processes')
     sizes = [image_sizes[epoch * len(image_sizes) // num_epochs]
              for epoch in range(num_epochs)]
     by_epoch = augmentation and [
         augmentation.weakened(WEAK) if epoch >= num_epochs * (1 - weak_end)
         else augmentation for epoch in range(num_epochs)]
+    sides = ((PoseDataset(annotations, sizes, by_epoch, seed,
+                          textures=training), training, True),
+             (PoseDataset(annotations, image_sizes[-1]), validation, False))
     return tuple(
         make_loader(dataset, EpochBatchSampler(
             indices, batch_size, shuffle, seed, rank, world_size),
-            num_workers, device)
-        for dataset, indices, shuffle in (
-            (PoseDataset(annotations, sizes, by_epoch, seed,
-                         textures=training), training, True),
-            (PoseDataset(annotations, image_sizes[-1]), validation, False)))
+            num_workers, device) for dataset, indices, shuffle in sides)
 
 
 def evaluation_loader(annotations, *, batch_size=32, image_size=224,

@@ -19,7 +19,7 @@ import contextlib
 import os
 import sys
 
-from headpose.errors import (DataError, Interrupted, RunError, fault,
+from headpose.errors import (DataError, RunError, check_interrupt, fault,
                              run_main, signals_noted)
 from headpose.files import atomic, printable
 from headpose.training.options import (DATASETS, LABELS, check_boxes, cores,
@@ -36,16 +36,15 @@ def parse_options(argv=None):
     add('--dataset', choices=DATASETS, metavar='NAME',
         help=', '.join(DATASETS))
     add('--labels', **LABELS)
-    add('--dataset_path', metavar='DIR',
-        help='its folder; default: data/NAME')
+    add('--dataset_path', metavar='DIR', help='its folder; default: data/NAME')
     add('--output', metavar='FILE',
         help='default: filename_list.txt in the folder')
     add('--include_flips', action='store_true',
         help='300W-LP: list the *_Flip folders too')
     add('--skip_bad', action='store_true',
         help='leave unusable files out instead of stopping')
-    add('--workers', type=number(int, 1), default=cores(),
-        metavar='N', help='processes; default: the cores')
+    add('--workers', type=number(int, 1), default=cores(), metavar='N',
+        help='processes; default: the cores')
     options = parser.parse_args(argv)
     check_boxes(parser, options)
     if not (options.dataset or options.labels and options.dataset_path):
@@ -61,11 +60,7 @@ def default_path(dataset):
 
 
 def list_path(folder, output, labels):
-    """Returns the path of the list: --output, or in the data folder.
-
-    Raises:
-        DataError: the list would replace a file that it is made of.
-    """
+    """Returns the path of the list: --output, or in the data folder."""
     path = output or os.path.join(folder, 'filename_list.txt')
     if (path.lower().endswith(('.jpg', '.jpeg', '.png', '.mat'))
             or labels and os.path.realpath(path) == os.path.realpath(labels)):
@@ -74,24 +69,14 @@ def list_path(folder, output, labels):
 
 
 def sort_out(found, results, bad):
-    """Sorts images by their results.
+    """Returns good names, a list, and dropped ones, a dict to the reasons.
 
-    Args:
-        found: tuples that start with an image's name.
-        results: of `pairs.check_pairs`.
-        bad: lines about other files, which errors are added to.
-
-    Returns:
-        A list of good names; a dict of dropped names to the reasons.
-
-    Raises:
-        Interrupted: a signal came.
+    Errors among the results of `pairs.check_pairs` are added to `bad`.
     """
     kept, dropped = [], {}
-    with signals_noted() as received, contextlib.closing(results):
+    with signals_noted(), contextlib.closing(results):
         for (name, *_), result in zip(found, results):
-            if received:
-                raise Interrupted(received[0])
+            check_interrupt()
             if isinstance(result, DataError):
                 bad.append(str(result))
             elif result:
@@ -102,11 +87,7 @@ def sort_out(found, results, bad):
 
 
 def report_bad(bad, folder, skip_bad):
-    """Prints the lines about files that cannot be used, if there are any.
-
-    Raises:
-        DataError: they are not to be left out.
-    """
+    """Prints bad files' lines; raises DataError if they are not skipped."""
     for line in bad[:BAD_SHOWN]:
         print(line, file=sys.stderr)
     if bad[BAD_SHOWN:]:
@@ -118,11 +99,11 @@ def report_bad(bad, folder, skip_bad):
 
 def write_list(path, names):
     """Writes a list; raises DataError, and leaves an old one, if it cannot."""
+    text = ''.join(f'{name}\n' for name in names)
     try:
-        with atomic(path) as temporary, open(
-                temporary, 'w', encoding='utf-8', errors='surrogateescape',
-                newline='\n') as file:
-            file.writelines(f'{name}\n' for name in names)
+        with atomic(path) as temporary:
+            with open(temporary, 'wb') as file:
+                file.write(text.encode('utf-8', 'surrogateescape'))
     except RunError as error:
         raise DataError(f'{error}; --output FILE writes the list '
                         'elsewhere') from None
@@ -144,11 +125,13 @@ def main(argv=None):
     kept, dropped = sort_out(
         found, pairs.check_pairs(folder, found, options.workers), bad)
     report_bad(bad, folder, options.skip_bad)
-    if not kept:
+    if not kept and options.labels:
         raise fault(folder, f'{printable(options.labels)} leaves no image to '
-                    'list' if options.labels else 'no .jpg and .mat pairs to '
-                    'list' + ('; the pairs of 300W-LP lie in subfolders (AFW, '
-                              'HELEN, ...)' if dataset == '300W_LP' else ''))
+                    'list')
+    if not kept:
+        raise fault(folder, 'no .jpg and .mat pairs to list' + (
+            '; the pairs of 300W-LP lie in subfolders (AFW, HELEN, ...)'
+            if dataset == '300W_LP' else ''))
     write_list(path, kept)
     for name, reason in dropped.items():
         print(f'dropped {printable(name)}: {reason}')

@@ -26,14 +26,10 @@ BIN_WIDTH = 3.0     # degrees
 MIN_ANGLE = -MAX_ANGLE  # degrees, the lower edge of bin 0
 HEADS = tuple(f'fc_{axis}' for axis in AXES)
 HEAD_FACTOR = 5     # HopeNet trains the fresh heads at 5 times the base rate
-ATTENTIONS = ('cbam', 'none')
-
 # ImageNet's statistics, in the units of 8-bit pixels.
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 PIXEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
-
-# ------------------------------------------------------------- the method
 
 def bin_index(angles):
     """Returns each angle's bin, int64 in 0..65; 99 degrees is in the last."""
@@ -58,8 +54,7 @@ def bin_std(logits):
     """Returns the standard deviation of the bins' probabilities, in degrees.
 
     (N, 3, 66) logits to (N,): the root of its mean square over the axes.  It
-    says how sure the network is of its answer; it is no interval that holds
-    the true angle with a known probability.
+    ranks the answers by certainty; it is no calibrated interval.
     """
     index = torch.arange(NUM_BINS, device=logits.device, dtype=torch.float32)
     index -= (NUM_BINS - 1) / 2  # the smaller, the less is lost below
@@ -73,15 +68,8 @@ def pose_loss(logits, angles, alpha=2.0):
     """HopeNet's loss of each image (equation 1 of the paper).
 
     The sum over the three axes of the cross entropy of the angle's bin plus
-    alpha times the squared error of the decoded angle, in degrees squared.
-
-    Args:
-        logits: (N, 3, 66).
-        angles: (N, 3) degrees.
-        alpha: weight of the squared error (the document and HopeNet: 2).
-
-    Returns:
-        (N,) float32.
+    alpha times the squared error of the decoded angle, in degrees squared:
+    logits (N, 3, 66) and angles (N, 3) to float32 (N,).
     """
     logits = logits.float()
     # cross_entropy wants the classes second: (N, 66, 3) against (N, 3).
@@ -98,8 +86,6 @@ class Prediction(NamedTuple):
     logits: torch.Tensor  # (N, 3, 66), on the CPU
 
 
-# ----------------------------------------------------------- the networks
-
 class PoseNetwork(nn.Module):
     """The heads and the recipe of all networks; a mix-in for torchvision's.
 
@@ -107,8 +93,9 @@ class PoseNetwork(nn.Module):
     logits (N, 3, 66): yaw, pitch, roll.
 
     Attributes:
-        title, torchvision_name: names in messages and of the backbone.
-        config: plain dict that rebuilds the network (see a checkpoint).
+        title: the name in messages.
+        torchvision_name: of the backbone.
+        config: plain dict by which `shufflenet.rebuild` makes the network.
         stem: the modules that stay frozen with ImageNet weights.
         pretrained_norms: names of the batch norms whose running statistics
             came with pretrained weights and stay as they are.
@@ -118,9 +105,10 @@ class PoseNetwork(nn.Module):
     """
 
     title = torchvision_name = ''
-    stem = ()
-    published_factors = ()
-    published_untrained = ()
+    stem = published_factors = published_untrained = ()
+    loss = staticmethod(pose_loss)
+    decode = staticmethod(decode)
+    bin_std = staticmethod(bin_std)
 
     def add_heads(self, features, config):
         """Adds a classifier of 66 bins over the features for each axis."""
@@ -128,10 +116,9 @@ class PoseNetwork(nn.Module):
             self.add_module(head, nn.Linear(features, NUM_BINS))
         self.config = config
         self.pretrained_norms = []
-        for name, values in (('pixel_mean', PIXEL_MEAN),
-                             ('pixel_std', PIXEL_STD)):
-            self.register_buffer(name, torch.tensor(values)[:, None, None],
-                                 persistent=False)
+        mean, std = torch.tensor([PIXEL_MEAN, PIXEL_STD])[..., None, None]
+        self.register_buffer('pixel_mean', mean, persistent=False)
+        self.register_buffer('pixel_std', std, persistent=False)
 
     @property
     def imagenet_weights(self):
@@ -146,18 +133,6 @@ class PoseNetwork(nn.Module):
     def normalize(self, images):
         """Turns uint8 RGB pixels (N, 3, H, W) into the network's input."""
         return (images - self.pixel_mean) / self.pixel_std
-
-    def loss(self, logits, angles, alpha=2.0):
-        """Returns the losses (N,); see `pose_loss`."""
-        return pose_loss(logits, angles, alpha)
-
-    def decode(self, logits):
-        """Returns the angles (N, 3) of logits (N, 3, 66), degrees."""
-        return decode(logits)
-
-    def bin_std(self, logits):
-        """Returns the deviation (N,) of logits (N, 3, 66), degrees."""
-        return bin_std(logits)
 
     @torch.inference_mode()
     def predict(self, images, flip=False):
@@ -188,12 +163,12 @@ class PoseNetwork(nn.Module):
             WeightsError: other keys are missing, unexpected or mis-shaped.
         """
         state = plain_keys(state)
-        has_attention = any('.cbam.' in key for key in state)
         has_heads = any(key.startswith(HEADS) for key in state)
-        fresh = [key for key in self.state_dict()
-                 if (key.startswith(HEADS) and not has_heads)
-                 or ('.cbam.' in key and not has_attention)]
-        load_exactly(self, state, fresh)
+        has_attention = any('.cbam.' in key for key in state)
+        load_exactly(self, state, may_miss=[
+            key for key in self.state_dict()
+            if (key.startswith(HEADS) and not has_heads)
+            or ('.cbam.' in key and not has_attention)])
         self.pretrained_norms = [
             name for name, module in self.named_modules()
             if isinstance(module, nn.BatchNorm2d)
@@ -202,10 +177,10 @@ class PoseNetwork(nn.Module):
             self.freeze_stem()
 
     def set_train_mode(self, as_published=False):
-        """Sets an epoch's batch-norm policy: pretrained statistics are frozen.
+        """Sets an epoch's mode: pretrained running statistics are frozen.
 
-        With `as_published` the whole network is in eval mode, as the released
-        code was after its first validation.
+        With `as_published` all is in eval mode, as the released code was
+        after its first validation.
         """
         self.train(not as_published)
         for name in self.pretrained_norms:
@@ -223,11 +198,11 @@ class PoseNetwork(nn.Module):
         Biases and batch norms are in groups without weight decay.
 
         Args:
-            lr: base learning rate.
+            lr: base learning rate, the backbone's.
             as_published: multiply each rate by how often the released code
                 stepped the parameter, and freeze the heads that it left out
                 and the stem even of a fresh network.
-            head_factor: learning rate of the heads over the backbone's.
+            head_factor: learning rate of the heads over `lr`.
         """
         groups = {}
         if as_published:
@@ -276,9 +251,6 @@ class AttNet(PoseNetwork, ResNet):
     published_factors = (('.cbam.', 6), ('.downsample.', 4), ('layer', 3))
 
     def __init__(self, attention='cbam'):
-        if attention not in ATTENTIONS:
-            raise ValueError(f'attention is {attention!r}, not one of '
-                             + ', '.join(ATTENTIONS))
         super().__init__(AttentionBottleneck, [3, 4, 6, 3])
         if attention == 'cbam':
             for module in self.modules():

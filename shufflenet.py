@@ -30,7 +30,7 @@ class ShuffleNet(PoseNetwork, ShuffleNetV2):
     """ShuffleNetV2 with pose heads.
 
     Args:
-        width: channel multiplier: 0.5, 1.0 (the document's), 1.5 or 2.0.
+        width: channel multiplier, a key of CHANNELS; 1.0 is the document's.
     """
 
     stem = ('conv1',)
@@ -40,9 +40,6 @@ class ShuffleNet(PoseNetwork, ShuffleNetV2):
     published_untrained = ('fc_roll',)
 
     def __init__(self, width=1.0):
-        if width not in CHANNELS:
-            raise ValueError(f'width is {width}, not one of '
-                             + ', '.join(map(str, CHANNELS)))
         super().__init__([4, 8, 4], CHANNELS[width])
         join_norms(self)
         self.add_heads(self.fc.in_features,
@@ -60,9 +57,8 @@ class ShuffleNet(PoseNetwork, ShuffleNetV2):
 class MobileNetwork(PoseNetwork):
     """A MobileNet or EfficientNet of torchvision with pose heads.
 
-    Neither features nor, as in EfficientNet's training on ImageNet, whole
-    blocks are dropped at random: a batch in parts must give the gradients of
-    the whole.
+    Without dropout or EfficientNet's stochastic depth: a batch in parts must
+    give the gradients of the whole.
 
     Args:
         backbone: torchvision's name, a key of MARKS.
@@ -71,13 +67,11 @@ class MobileNetwork(PoseNetwork):
     stem = ('features.0',)
 
     def __init__(self, backbone='mobilenet_v2'):
-        if backbone not in MARKS:
-            raise ValueError(f'backbone is {backbone!r}, not one of '
-                             + ', '.join(MARKS))
         super().__init__()
         self.title = self.torchvision_name = backbone
-        whole = {'efficientnet_b0': {'stochastic_depth_prob': 0.0}}
-        network = models.get_model(backbone, **whole.get(backbone, {}))
+        whole = ({'stochastic_depth_prob': 0.0}
+                 if backbone == 'efficientnet_b0' else {})
+        network = models.get_model(backbone, **whole)
         self.features = network.features
         # MobileNetV3 has a layer of features behind the mean.
         self.classifier = nn.Sequential(*[
@@ -92,28 +86,24 @@ class MobileNetwork(PoseNetwork):
         return self.logits(self.classifier(self.features(x).mean((2, 3))))
 
 
-# ------------------------------------------------------------- the registry
-
 def make_network(backbone='shufflenet', width=1.0):
     """Returns a fresh compact network; the width is ShuffleNet's alone."""
     return (ShuffleNet(width) if backbone == 'shufflenet'
             else MobileNetwork(backbone))
 
 
-def config_of(state):
-    """Returns the `config` of a state dict's network; else WeightsError."""
+def fresh_network(state):
+    """Returns a fresh network of a state dict's kind; else WeightsError."""
     if RESNET_MARK in state:
-        attention = any('.cbam.' in key for key in state)
-        return {'network': 'attnet',
-                'attention': 'cbam' if attention else 'none'}
+        return AttNet('cbam' if any('.cbam.' in key for key in state)
+                      else 'none')
     if SHUFFLENET_MARK in state:
         widths = {channels[1] // 2: width
                   for width, channels in CHANNELS.items()}
-        return {'network': 'shufflenet',
-                'width': widths.get(len(state[SHUFFLENET_MARK]), 1.0)}
+        return ShuffleNet(widths.get(len(state[SHUFFLENET_MARK]), 1.0))
     for backbone, mark in MARKS.items():
         if mark in state:
-            return {'network': 'mobile', 'backbone': backbone}
+            return MobileNetwork(backbone)
     raise WeightsError(
         'these are not weights of ResNet-50, ShuffleNetV2, '
         f'{", ".join(MARKS)}; the first key is {next(iter(state), "missing")}')
@@ -129,12 +119,10 @@ def rebuild(state, config=None):
     Raises:
         WeightsError: the keys are of another network than the config.
     """
-    found = config_of(state)
-    if config is not None and config != found:
+    model = fresh_network(state)
+    if config not in (None, model.config):
         said, seen = (' '.join(map(str, entry.values()))[:60]
-                      for entry in (config, found))
+                      for entry in (config, model.config))
         raise WeightsError(f'the file says that it holds {said!r}, but its '
                            f'weights are those of {seen!r}')
-    kind, option = found.values()
-    return {'attnet': AttNet, 'shufflenet': ShuffleNet,
-            'mobile': MobileNetwork}[kind](option)
+    return model

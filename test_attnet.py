@@ -38,13 +38,7 @@ def main(argv=None):
     result = evaluate(for_inference(model.to(device)), loader,
                       flip=options.flip)
     if process_rank() == 0:
-        present(result, loader.dataset, checkpoint,
-                snapshot=options.snapshot,
-                filename_list=options.filename_list, labels=options.labels,
-                landmarks=options.landmarks, image_size=image_size,
-                flip=options.flip, predictions=options.predictions,
-                save_viz=options.save_viz, cube=options.cube,
-                report=options.report)
+        present(result, loader.dataset, checkpoint, options, image_size)
 
 
 if __name__ == '__main__':

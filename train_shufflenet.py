@@ -20,29 +20,22 @@ def main(argv=None):
     from torch.optim import AdamW
 
     from datasets import read_annotations, training_loaders
-    from headpose.geometry.augment import Augmentation
     from headpose.training.engine import Trainer, fit
-    from headpose.training.recipe import Recipe
+    from headpose.training.recipe import Recipe, augmentation_of
     from headpose.training.run import Run, process_rank, world_size
     from shufflenet import make_network
     from utils import choose_precision, init_process
 
     device = init_process(options.gpu, options.seed, options.deterministic)
     options.amp = choose_precision(options.amp, device, 'shufflenet')
-    augmentation = Augmentation(
-        rotate=options.rotate, box_jitter=options.box_jitter,
-        color_jitter=options.color_jitter,
-        low_resolution=options.low_resolution, light=options.light,
-        occlude=options.occlude)
     annotations = read_annotations(
         options.data_dir, options.filename_list, options.landmarks,
         options.labels, options.dataset)
     loaders = training_loaders(
         annotations, batch_size=options.batch_size,
         image_sizes=options.image_sizes, num_epochs=options.num_epochs,
-        augmentation=augmentation if options.augment else None,
-        weak_end=options.weak_end, split=options.split,
-        split_seed=options.split_seed, seed=options.seed,
+        augmentation=augmentation_of(options), weak_end=options.weak_end,
+        split=options.split, split_seed=options.split_seed, seed=options.seed,
         num_workers=options.workers, device=device, rank=process_rank(),
         world_size=world_size())
     run = Run(options.output, vars(options), options.resume,
@@ -55,14 +48,8 @@ def main(argv=None):
         model.parameter_groups(options.lr, options.as_published,
                                options.head_factor),
         weight_decay=options.weight_decay, fused=True)
-    recipe = Recipe(
-        num_epochs=options.num_epochs, lr=options.lr,
-        lr_steps=options.lr_steps, one_cycle=options.one_cycle,
-        alpha=options.alpha, ema=options.ema, patience=options.patience,
-        as_published=options.as_published, amp=options.amp,
-        accumulate=options.accumulate, channels_last=options.channels_last,
-        compile=options.compile)
-    fit(Trainer(model, optimizer, recipe, device), loaders, run)
+    trainer = Trainer(model, optimizer, Recipe.from_options(options), device)
+    fit(trainer, loaders, run)
 
 
 if __name__ == '__main__':

@@ -17,19 +17,10 @@ BF16_CPUS = {'avx512_bf16', 'amx_bf16'}
 
 
 def init_process(gpu, seed=None, deterministic=False):
-    """Picks the device, joins the processes that torchrun started, and seeds.
+    """Joins the processes that torchrun started, seeds, and picks the device.
 
-    Args:
-        gpu: number of the GPU, -1 for the CPU; under torchrun each process
-            has the one of its own number.
-        seed: of PyTorch's generators; None leaves them alone.
-        deterministic: the same result each time on a GPU, too.
-
-    Returns:
-        The device, 'cpu' or 'cuda:N'.
-
-    Raises:
-        UsageError: there is no such GPU.
+    `seed` None leaves PyTorch's generators alone; `deterministic` asks for the
+    same result each time on a GPU, too.  The device is 'cpu' or 'cuda:N'.
     """
     if torchrun_value('RANK', 0) > 0:  # process 0 alone prints and writes
         sys.stdout = open(os.devnull, 'w', encoding='utf-8')
@@ -50,7 +41,10 @@ def init_process(gpu, seed=None, deterministic=False):
 
 
 def choose_device(gpu):
-    """Returns the device of --gpu, or of this process under torchrun."""
+    """Returns the device of --gpu, or of this process under torchrun.
+
+    `gpu` is -1 for the CPU.  Raises UsageError if there is no such GPU.
+    """
     gpus = torch.cuda.device_count() if gpu >= 0 else 0
     chosen = torchrun_value('LOCAL_RANK', gpu)
     if gpus and chosen >= gpus:
@@ -66,16 +60,9 @@ def choose_device(gpu):
 def choose_precision(amp, device, network):
     """Returns the precision of --amp on a device: 'off', 'bf16' or 'fp16'.
 
-    Args:
-        amp: the option.
-        device: 'cpu' or 'cuda:N'.
-        network: 'attnet', whose steps bf16 makes 1.3 to 1.8 times as fast on
-            a CPU that has it (an AMD EPYC with avx512_bf16, one and two
-            threads, 96 and 224 pixels); ShuffleNetV2's were 0.9 to 1.1 times
-            as fast.
-
-    Raises:
-        UsageError: fp16 without a GPU.
+    On a CPU that has it (an AMD EPYC with avx512_bf16, one and two threads,
+    96 and 224 pixels) bf16 makes the steps of `network` 'attnet' 1.3 to 1.8
+    times as fast; ShuffleNetV2's were 0.9 to 1.1 times as fast.
     """
     if amp == 'fp16' and device == 'cpu':
         raise UsageError('--amp: fp16 needs a GPU')

@@ -3,7 +3,6 @@
 Nothing here imports PyTorch, which takes seconds.
 """
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -13,19 +12,13 @@ import time
 SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP')
            if hasattr(signal, name)]  # Windows has no SIGHUP
 GRACE = 3  # seconds in which a repeated signal is taken for the first one
-# A write fails with one of these where there is no room left.
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _received = []  # signals, within `signals_noted`
 
 
 class UserError(Exception):
-    """What a user can mend; the message says what is wrong, and what to do.
-
-    Attributes:
-        status: that the script exits with.
-    """
-    status = 1
+    """What a user can mend; the message says what is wrong, and what to do."""
+    status = 1  # of the script's exit
 
 
 class DataError(UserError, ValueError):
@@ -59,11 +52,7 @@ class Interrupted(RunError):
 
 
 def printable(path):
-    """Returns a path as one line that can be printed, escaped if need be.
-
-    Names on a disk are bytes: line ends, control characters and what is no
-    UTF-8 (a lone 0xFC of an old zip file) are among them.
-    """
+    """Returns a path as one printable line; names on a disk are any bytes."""
     path = os.fspath(path)
     return path if path.isprintable() else repr(path)[1:-1]
 
@@ -75,19 +64,13 @@ def fault(path, reason):
 
 @contextlib.contextmanager
 def signals_noted():
-    """Notes SIGINT, SIGTERM and SIGHUP, for `check_interrupt`.
+    """Notes SIGINT, SIGTERM and SIGHUP; yields the list of those received.
 
-    A handler that raised would interrupt a write, or the cleaning up.  Ctrl-C
-    comes twice easily, from `timeout` or a batch system, which signal a
-    process and its group; a signal after seconds ends the process at once.
-    Signals that are ignored, as by nohup, stay ignored.  Python delivers
-    signals to the main thread; in another one nothing is noted.
-
-    Yields:
-        The list of signals received.
-
-    Raises:
-        Interrupted: an error that a signal caused in other processes.
+    A handler that raised would interrupt a write, or the cleaning up.
+    `timeout` and batch systems signal a process and its group, hence twice; a
+    signal after seconds ends the process at once.  Signals that are ignored,
+    as by nohup, stay ignored.  Outside the main thread nothing is noted.  An
+    error that a signal caused in other processes becomes Interrupted.
     """
     process, handlers, first = os.getpid(), {}, []
 
@@ -123,10 +106,7 @@ def check_interrupt():
 
 
 def explain(error):
-    """Returns a line about an error of PyTorch's that a user can mend.
-
-    Returns None for other errors.
-    """
+    """Returns a line about PyTorch's errors that a user can mend, or None."""
     kind, text = type(error), str(error).strip()
     line = text.partition('\n')[0]
     if kind.__name__ == 'OutOfMemoryError':
@@ -143,13 +123,10 @@ def explain(error):
 
 
 def run_main(main):
-    """Runs a script's main and returns its exit status.
+    """Calls a script's main function and returns the exit status.
 
     An error that a user can mend ends in one line, a defect of ours in a
     traceback.
-
-    Args:
-        main: the function.
     """
     try:
         main()
@@ -160,14 +137,6 @@ def run_main(main):
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 and SIGPIPE
-    except OSError as error:
-        # Errors of our own files have been named already.
-        if error.filename or error.errno not in FULL:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f'standard output cannot be written ({error.strerror})',
-              file=sys.stderr)
-        return 1
     except UserError as error:
         # From a loader's worker the message is a traceback that ends in it.
         message = str(error).rsplit(f'{type(error).__name__}: ', 1)[-1]
@@ -175,9 +144,8 @@ def run_main(main):
             print(message.strip(), file=sys.stderr)
         return error.status
     except RuntimeError as error:
-        line = explain(error)
-        if not line:
+        if not explain(error):
             raise
-        print(line, file=sys.stderr)
+        print(explain(error), file=sys.stderr)
         return 1
     return 0

@@ -3,7 +3,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import stat
 
 from headpose.errors import RunError, fault, printable
 
@@ -12,16 +11,15 @@ def read_bytes(path, limit):
     """Returns a file's bytes.
 
     Raises:
-        DataError: there is no such file, it cannot be read, is none (a pipe
-            would be waited for), or has more than `limit` bytes.
+        DataError: there is no such file, or it cannot be read, or has more
+            than `limit` bytes.
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise fault(path, 'is not a file')
-        if status.st_size > limit:
-            raise fault(path, f'has {status.st_size:,} bytes, more than '
-                        f'{limit:,}')
+        if not os.path.isfile(path) and os.path.exists(path):
+            raise fault(path, 'is not a file')  # a pipe would be waited for
+        size = os.path.getsize(path)
+        if size > limit:
+            raise fault(path, f'has {size:,} bytes, more than {limit:,}')
         with open(path, 'rb') as file:
             return file.read()
     except FileNotFoundError:
@@ -40,21 +38,20 @@ def digest(path):
 def atomic(path):
     """Yields a temporary path that becomes `path` if all goes well.
 
-    The bytes are on the disk before the name is: a crash, or a full disk,
-    leaves the old file or the new one, whole.
+    The bytes are on the disk before the name is: after a crash there is the
+    old file or the new one, whole.
 
     Raises:
         RunError: the file cannot be written; an old one stays as it was.
     """
     root, extension = os.path.splitext(path)
     temporary = f'{root}.tmp{extension}'  # one name: no litter after a kill
-    folder = os.path.dirname(path) or '.'
     try:
-        os.makedirs(folder, exist_ok=True)
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
         yield temporary
-        flush_to_disk(temporary)
+        with open(temporary, 'rb+') as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-        flush_to_disk(folder)
     except OSError as error:
         raise RunError(f'{printable(path)}: cannot be written '
                        f'({os_reason(error)})') from None
@@ -68,12 +65,3 @@ def os_reason(error):
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return 'the disk is full'
     return str(error)
-
-
-def flush_to_disk(path):
-    """Returns when a file's bytes, or a folder's names, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

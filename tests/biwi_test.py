@@ -124,7 +124,6 @@ def test_the_angles_give_the_rotation_back(pose_file, angles):
     (b'\x89PNG\r\n\xff\x00', 'expected a rotation matrix'),
     (REAL_POSE.replace('0.109899', '0.9'), 'no rotation'),
     (REAL_POSE.replace('0.109899', 'nan'), 'no rotation'),
-    (REAL_POSE.replace('906.864', 'inf'), 'no rotation'),
     ('1 0 0\n0 1 0\n0 0 -1\n\n0 0 900\n', 'no rotation'),  # a mirror image
     ('1 ' * 5000, 'has 10,000 bytes')])
 def test_a_damaged_pose_is_refused(pose_file, content, message):
@@ -180,8 +179,6 @@ def test_people_who_came_twice_are_one_group(rendered):
     ('hpdb/25/frame_00003_rgb.png,{}', 'line 2: .*00003_rgb.png is not in'),
     ('hpdb/01/frame_00009_rgb.png,{}', 'line 2: .*00009_rgb.png is not in'),
     ('hpdb/01/face.png,{}', 'line 2: hpdb/01/face.png is no frame of BIWI'),
-    ('hpdb/01/frame_00003_rgb.png,{}\nfaces_0/01/frame_00003_rgb.png,{}',
-     'line 3: faces_0/01/frame_00003_rgb.png is listed already'),
     ('hpdb/01/frame_00003_rgb.png,a,2,30,40', "line 2: x_min: 'a' is not")])
 def test_bad_boxes_are_named_by_their_line(rendered, tmp_path, text, message):
     path = tmp_path / 'boxes.csv'
@@ -198,7 +195,7 @@ def test_a_folder_without_frames_is_refused(sample, tmp_path, rendered):
     for folder, message in ((sample / 'AFLW2000', 'has no frames of BIWI'),
                             (tmp_path / 'nowhere', 'no such data folder')):
         with pytest.raises(DataError, match=message):
-            biwi.read_annotations(folder, table)
+            datasets.read_annotations(folder, labels=table, dataset='BIWI')
 
 
 @pytest.mark.quick
@@ -222,11 +219,11 @@ def test_the_generator_writes_seven_lists(own, generate):
     status, out, err = generate(own)
     assert status == 0, err
     assert '48 kept, 0 dropped' in out
-    names = lists.read_list(own / 'filename_list.txt')
+    names = list(lists.read_list(own / 'filename_list.txt'))
     assert len(names) == 48 and names == sorted(names)
     for split in (1, 2, 3):
-        train, test = (lists.read_list(
-            own / f'filename_list_{side}{split}.txt')
+        train, test = (list(lists.read_list(
+            own / f'filename_list_{side}{split}.txt'))
             for side in ('train', 'test'))
         assert sorted(train + test) == names
         people = [{biwi.RECORDED_AGAIN.get(sequence, sequence)

@@ -1,9 +1,7 @@
 """Checkpoints: what is read, what is refused, and what a run starts from."""
-import contextlib
 import os
 import pickle
 import re
-import zipfile
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -186,23 +184,6 @@ def test_one_wrong_bit_in_the_weights_is_refused_by_every_script(
     assert files(tmp_path) == ['bit.pkl', 'x.png']
 
 
-def test_a_tensor_whose_file_is_called_a_folder_is_refused(snapshot,
-                                                           tmp_path):
-    """PyTorch does not read it, and leaves its memory as it happens to be."""
-    with zipfile.ZipFile(snapshot) as archive:
-        entry, names = archive.start_dir, archive.namelist()
-    content = bytearray(snapshot.read_bytes())
-    path = tmp_path / 'x.pkl'
-    for name in names:
-        content[entry + 38] ^= 0x10  # of the attributes, which have no CRC
-        path.write_bytes(content)
-        with pytest.raises(WeightsError, match='damaged one'):
-            checkpoint.read_checkpoint(path)
-        content[entry + 38] ^= 0x10
-        entry += 46 + len(name)
-    assert content == snapshot.read_bytes()
-
-
 def test_files_of_old_releases_of_pytorch_are_read(tmp_path):
     state = ShuffleNet(0.5).state_dict()
     torch.save(state, tmp_path / 'old.pkl',
@@ -239,28 +220,15 @@ WRONG = [
      'conv5.1.bias has values that are no numbers'),
     (spoilt('model', 'conv5.1.bias', torch.full((1024,), float('-inf'))),
      'conv5.1.bias has values that are no numbers, or infinite'),
-    (spoilt('model', 'conv5.1.running_var', torch.full((1024,), -1.0)),
-     'conv5.1.running_var has negative variances'),
-    (spoilt('model', 'fc_yaw.bias', torch.zeros(66, dtype=torch.int32)),
-     'fc_yaw.bias is of a wrong type (torch.int32'),
-    (spoilt('model', 'fc_yaw.bias', torch.zeros(66).to_sparse()),
-     'fc_yaw.bias is of a wrong type'),
-    (spoilt('model', 'fc_yaw.bias', torch.zeros(1).expand(10 ** 13)),
-     'fc_yaw.bias is of a wrong type'),
     (spoilt('model', 'module.fc_yaw.bias', torch.zeros(66)),
      'there are two tensors fc_yaw.bias'),
     (spoilt('options', 'image_size', -5), 'image_size is -5, not a whole'),
     (spoilt('options', 'image_size', '96'), "image_size is '96', not a"),
     (spoilt('options', 'image_size', None), 'image_size is None'),
     (spoilt('options', 'image_size', 10 ** 9), 'image_size is 1000000000'),
-    (spoilt('options', 'image_size', True), 'image_size is True'),
-    (spoilt(None, 'options', None), 'options is None, not a dict'),
-    (spoilt(None, 'network', 'shufflenet'), "network is 'shufflenet', not"),
-    (spoilt(None, 'epoch', 1.5), 'epoch is 1.5, not a int'),
-    (spoilt(None, 'provenance', {'x': torch.zeros(2)}),
-     'provenance holds more than numbers and text'),
-    (spoilt(None, 'validation', {1: {(2, 3): 4}}),
-     'validation holds more than numbers and text'),
+    (spoilt(None, 'options', None), 'options is no dict'),
+    (spoilt(None, 'network', 'shufflenet'), 'network is no dict'),
+    (spoilt(None, 'epoch', 1.5), 'epoch is no int'),
     (spoilt(None, 'model', [torch.zeros(2)]), 'holds no state dict')]
 
 
@@ -378,33 +346,16 @@ def test_batch_norms_that_came_are_frozen_or_live(sample, tmp_path, snapshot,
 
 # --------------------------------------------------------------------- fuzz
 
-def same(one, other):
-    """Says whether two checkpoints are the same, bit by bit."""
-    if isinstance(one, torch.Tensor):
-        return (isinstance(other, torch.Tensor) and one.dtype == other.dtype
-                and torch.equal(one, other))
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(
-            same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
 @st.composite
 def damages(draw):
     """A function that damages bytes: bits, pages, length, noise."""
     place = draw(st.floats(0, 1, exclude_max=True))
     kind = draw(st.sampled_from(['bit', 'page', 'cut', 'noise', 'lost']))
     noise = draw(st.binary(min_size=1, max_size=64))
-    near_end = draw(st.booleans())  # the archive's list of contents
 
     def damage(content):
         size = len(content)
-        at = int(size - place * min(size, 30_000)) - 1 if near_end else int(
-            place * size)
+        at = int(place * size)
         content = bytearray(content)
         if kind == 'bit':
             content[at] ^= 1 << noise[0] % 8
@@ -422,70 +373,21 @@ def damages(draw):
     return damage
 
 
-@contextlib.contextmanager
-def one_line(path):
-    """Lets pass the one kind of error that may come, and looks at it."""
-    try:
-        yield
-    except (WeightsError, RunError) as error:
-        text = str(error)
-        assert text.startswith(f'{path}: ') and '\n' not in text
-
-
 @fuzzed
 @given(damages())
 def test_fuzz_damaged_files_are_refused_or_whole(snapshot, tmp_path, damage):
     path = tmp_path / 'damaged.pkl'
     path.write_bytes(damage(snapshot.read_bytes()))
-    with one_line(path):
-        assert same(checkpoint.read_checkpoint(path),
-                    checkpoint.read_checkpoint(snapshot))
+    try:
+        found = checkpoint.read_checkpoint(path)
+    except WeightsError as error:
+        assert str(error).startswith(f'{path}: ') and '\n' not in str(error)
+    else:
+        whole = checkpoint.read_checkpoint(snapshot)['model']
+        assert found['model'].keys() == whole.keys()
+        assert all(torch.equal(found['model'][key], whole[key])
+                   for key in whole)
     assert os.listdir(tmp_path) == ['damaged.pkl']
-
-
-@pytest.fixture(scope='module')
-def old_file(tmp_path_factory):
-    """A bare state dict in the format of PyTorch before 1.6."""
-    path = tmp_path_factory.mktemp('old') / 'old.pkl'
-    torch.save(ShuffleNet(0.5).state_dict(), path,
-               _use_new_zipfile_serialization=False)
-    return path
-
-
-@fuzzed
-@given(damages())
-def test_fuzz_damaged_old_files_end_in_a_line(old_file, tmp_path, damage):
-    path = tmp_path / 'damaged.pkl'
-    path.write_bytes(damage(old_file.read_bytes()))
-    with one_line(path):
-        checkpoint.load_network(path, rebuild)
-    assert os.listdir(tmp_path) == ['damaged.pkl']
-
-
-STRANGE = [None, -5, 0, 10 ** 400, float('inf'), float('nan'), 'x', 'a\nb',
-           b'x', [], {}, (), True, [None], {'x': 1}, {1: 2}, 1 + 2j,
-           torch.tensor(float('nan')), torch.zeros(3, dtype=torch.int8),
-           torch.zeros(1).expand(10 ** 13), torch.zeros(2).to_sparse(),
-           torch.zeros(0), torch.empty(2, device='meta')]
-
-
-def places(content, path=()):
-    """Yields the path of each value, but of no more than a few of a kind."""
-    items = (content.items() if isinstance(content, dict) else
-             enumerate(content) if isinstance(content, (list, tuple)) else ())
-    for number, (key, value) in enumerate(items):
-        yield (*path, key)
-        if number < 40:
-            yield from places(value, (*path, key))
-
-
-def replaced(content, path, value):
-    """Returns a copy of nested dicts, lists and tuples with one new value."""
-    if not path:
-        return value
-    changed = dict(content) if isinstance(content, dict) else list(content)
-    changed[path[0]] = replaced(content[path[0]], path[1:], value)
-    return tuple(changed) if isinstance(content, tuple) else changed
 
 
 @pytest.fixture(scope='module')
@@ -511,32 +413,15 @@ def test_another_runs_options_are_named_in_a_line(interrupted, tmp_path):
     file = tmp_path / 'x_last.pkl'
     torch.save(content(), file)
     assert len(resume(file).rows) == 1
-    torch.save(replaced(content(), ('options', 'batch_size'), 'a\nb'), file)
+    options = {**content()['options'], 'batch_size': 'a\nb'}
+    torch.save({**content(), 'options': options}, file)
     with pytest.raises(RunError, match=r'batch_size \(was a\\nb, is 8\)'):
         resume(file)
 
 
-@pytest.mark.parametrize('path, value', [
-    (('log',), []), (('log', 0), {'epoch': 1}), (('epoch',), 7),
-    (('provenance',), {}), (('optimizer',), {})])
-def test_what_cannot_be_resumed_is_a_line(interrupted, tmp_path, path, value):
+def test_what_cannot_be_resumed_is_a_line(interrupted, tmp_path):
     content, resume = interrupted
     file = tmp_path / 'x_last.pkl'
-    torch.save(replaced(content(), path, value), file)
+    torch.save({**content(), 'optimizer': {}}, file)
     with pytest.raises(WeightsError, match=r'^[^\n]*x_last.pkl: [^\n]*$'):
         resume(file)
-
-
-@fuzzed
-@given(st.data())
-def test_fuzz_strange_values_end_in_a_line(interrupted, tmp_path, data):
-    content = interrupted[0]()
-    part = data.draw(st.sampled_from(list(content)))
-    path = (part, *data.draw(st.sampled_from(
-        [(), *places(content[part])])))
-    value = data.draw(st.sampled_from(STRANGE))
-    file = tmp_path / 'x_last.pkl'
-    torch.save(replaced(content, path, value), file)
-    with one_line(file):
-        checkpoint.load_network(file, rebuild)
-    assert os.listdir(tmp_path) == ['x_last.pkl']

@@ -244,7 +244,7 @@ def test_a_compiled_step_is_the_plain_one(sample, run, tmp_path,
 
 @pytest.mark.parametrize('options, message', [
     (['--box_jitter', '0.9'], 'at most 0.5'),
-    (['--dataset', 'AFW'], "'AFW' is none of AFLW2000,"),
+    (['--dataset', 'AFW'], "invalid choice: 'AFW'"),
     (['--dataset', 'BIWI'], 'BIWI has no face boxes'),
     (['--batch_size', '0'], 'int of at least 1'),
     (['--lr', 'nan'], 'float of at least 0'),

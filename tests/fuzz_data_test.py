@@ -184,7 +184,7 @@ def test_hostile_lists(tmp_path, lines, end, mark):
         assert name != name.strip() or name.startswith('\ufeff')
     if listable:
         filename_generator.write_list(path, listable)
-        assert lists.read_list(path) == listable
+        assert list(lists.read_list(path)) == listable
 
 
 NAMES = st.lists(
@@ -226,7 +226,7 @@ def test_hostile_folders(tmp_path, capsys, run, names, data):
     assert status == 0, err  # one pair at least is good
     assert 'Traceback' not in err
     assert contents(folder) == before
-    listed = lists.read_list(tmp_path / 'list.txt')
+    listed = list(lists.read_list(tmp_path / 'list.txt'))
     dropped, bad = out.count('\ndropped ') + out.startswith('dropped '), len(
         err.splitlines())
     event(f'bad: {bad > 0}')

@@ -261,7 +261,8 @@ def test_missing_files_and_large_angles_are_named(flat, rows, table):
     with pytest.raises(DataError, match='nowhere.csv: no such file'):
         labels.read_annotations(flat, flat / 'nowhere.csv')
     with pytest.raises(DataError, match='nowhere: no such data folder'):
-        labels.read_annotations(flat / 'nowhere', table(table_text(rows)))
+        datasets.read_annotations(flat / 'nowhere',
+                                  labels=table(table_text(rows)))
 
 
 # ------------------------------------------------------------- the generator

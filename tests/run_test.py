@@ -193,7 +193,7 @@ def test_changed_options_are_refused_by_name(sample, whole, tmp_path, error,
 def test_other_data_are_refused_and_override_accepts(sample, whole, tmp_path,
                                                      error):
     shutil.copytree(whole, tmp_path / 'run')
-    names = lists.read_list(sample / '300W_LP' / 'filename_list.txt')
+    names = list(lists.read_list(sample / '300W_LP' / 'filename_list.txt'))
     (tmp_path / 'list.txt').write_text('\n'.join(names[:-3]))
     options = run_options(sample, tmp_path / 'run', '--resume',
                           '--filename_list', tmp_path / 'list.txt',

@@ -132,7 +132,7 @@ def find_data(folder, real=None, photographs=16):
     if not real:
         sample_data.write_sample(folder, photographs, renderings=4, images=0)
     filename_list = listed('300W_LP', data, folder)
-    return data, lists.read_list(filename_list), filename_list
+    return data, list(lists.read_list(filename_list)), filename_list
 
 
 def listed(dataset, data, folder):

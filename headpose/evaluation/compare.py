@@ -19,8 +19,8 @@ import pandas as pd
 from headpose.errors import RunError, run_main
 from headpose.evaluation.metrics import COLUMNS, bootstrap, with_mean
 
-# Tested on AFLW2000, from the document; the MAE of its last line is that of
-# its own three figures, where it prints 7.562.
+# On AFLW2000, from the document; its last MAE is the mean of its own three
+# figures, where it prints 7.562.
 PUBLISHED_ERRORS = (
     ('HopeNet, published', '6.470', '6.559', '5.436', '6.155', '1969'),
     ('ResNet-50 + CBAM, the document', '5.275', '6.138', '4.852', '5.422',
@@ -31,39 +31,15 @@ PUBLISHED_SIZES = (
     ('ResNet-50 + CBAM, the document', '26.5M', '112 MB'),
     ('ShuffleNetV2, the document', '2.5M', '11 MB'))
 SAME_ANGLE = 1e-3  # degrees: reports that differ by more had other labels
-# Parts of a protocol that change the crops, and their values in reports that
-# were written before there was a choice.
+# What changes the crops, and its value in reports older than the choice.
 CROPS = {'landmarks': None, 'image_size': None, 'flip': False, 'crop': 'ours'}
 
 
-def parse_report(argv=None):
-    """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest='command', required=True)
-    compare = commands.add_parser(
-        'compare', help='say which of two reports is better on their common '
-        'images')
-    compare.add_argument('first', metavar='A', help='folder of --report, or '
-                         'its report.json')
-    compare.add_argument('second', metavar='B')
-    tables = commands.add_parser(
-        'tables', help="print the document's two tables with these reports'")
-    tables.add_argument('reports', nargs='+', metavar='REPORT')
-    return parser.parse_args(argv)
-
-
 def load_report(path, part=dict):
-    """Returns a part of a report.json.
-
-    Args:
-        path: of the file, or of its folder.
-        part: a function of what the file holds; any of its errors says that
-            this is no report.
+    """Returns what the function `part` makes of the report at `path`.
 
     Raises:
-        RunError: the file is no report.
+        RunError: the file is no report.json, by any error of `part`.
     """
     name = os.path.join(path, 'report.json') if os.path.isdir(path) else path
     try:
@@ -95,11 +71,7 @@ def document_tables(paths):
 
 
 def angles_and_crops(report):
-    """Returns what is compared of a report.
-
-    Returns:
-        A dict of names to predicted and true angles, (2, 3); a dict like
-        CROPS.
+    """Returns a dict of names to predicted and true angles (2, 3), and CROPS.
     """
     rows, protocol = report['rows'], report['protocol']
     angles = np.array([[row['predicted'], row['true']] for row in rows])
@@ -111,15 +83,12 @@ def angles_and_crops(report):
 
 
 def comparison(first, second):
-    """Says which of two reports is better on their common images.
-
-    Args:
-        first, second: paths of reports A and B.
+    """Says which of two reports, A and B by paths, is better.
 
     Returns:
-        A text: counts, where their protocols differ, the MAE of both and
-        B - A with the 95% interval of a paired bootstrap (the same images are
-        drawn of both), a verdict.
+        A text: counts, where their protocols differ, errors of both and B - A
+        with the 95% interval of a paired bootstrap (the same images are drawn
+        of both), a verdict.
 
     Raises:
         RunError: a file is no report, or the two have no image in common or
@@ -141,13 +110,13 @@ def comparison(first, second):
     table = pd.DataFrame({
         'A': a.mean(0), 'B': b.mean(0), 'B - A': (b - a).mean(0),
         '95% from': low, 'to': high}, COLUMNS)
-    left_out = tuple(len(report) - len(names) for report in reports)
+    left_out = [len(report) - len(names) for report in reports]
     verdict = ('B is better' if high[-1] < 0 else 'A is better'
                if low[-1] > 0 else 'the difference is within the error bars')
     return '\n'.join([
-        f'A: {first}', f'B: {second}', f'{len(names)} common images' + (
-            ' (left out: %d of A, %d of B)' % left_out if any(left_out)
-            else ''),
+        f'A: {first}', f'B: {second}',
+        f'{len(names)} common images (left out: {left_out[0]} of A, '
+        f'{left_out[1]} of B)',
         *(f'{name}: A {crops[0][name]}, B {crops[1][name]}'
           for name in CROPS if crops[0][name] != crops[1][name]),
         table.to_string(na_rep='-', float_format='%.4f'),
@@ -156,7 +125,19 @@ def comparison(first, second):
 
 def main(argv=None):
     """Runs the command; `argv` is a list of options, for tests."""
-    options = parse_report(argv)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    compare = commands.add_parser(
+        'compare', help='say which of two reports is better on their common '
+        'images')
+    compare.add_argument('first', metavar='A')
+    compare.add_argument('second', metavar='B')
+    tables = commands.add_parser(
+        'tables', help="print the document's two tables with these reports'")
+    tables.add_argument('reports', nargs='+', metavar='REPORT')
+    options = parser.parse_args(argv)
     if options.command == 'compare':
         print(comparison(options.first, options.second))
     else:

@@ -28,12 +28,9 @@ def bootstrap(values):
     The intervals of few images are too narrow: of 10 with exponential errors
     86% held the true mean, of 200, 94% (300 trials each).
 
-    Args:
-        values: (N, K), a row an image.
-
     Returns:
-        (2, K), the lower and the upper ends: NaN for a single image, which
-        says nothing about others.
+        Of values (N, K), a row an image: lower and upper ends, (2, K); NaN
+        for a single image.
     """
     count = len(values)
     if count < 2:
@@ -48,8 +45,8 @@ def bootstrap(values):
 def axis_table(result):
     """Returns a DataFrame with rows yaw, pitch, roll and MAE.
 
-    Its columns: the mean absolute error, the ends of its 95% interval, the
-    median of absolute errors, and the bias, the mean of predicted minus true.
+    `low` and `high` are the ends of the error's 95% interval; the bias is the
+    mean of predicted minus true.
     """
     errors = with_mean(result.errors)
     low, high = bootstrap(errors)
@@ -67,8 +64,8 @@ def range_table(result, axis):
         axis: 0, 1 or 2 for |yaw|, |pitch| or |roll|.
 
     Returns:
-        A DataFrame, a row for each of `RANGES`; the last takes the few
-        angles beyond 90 degrees, too.  The errors of no image are NaN.
+        A DataFrame, a row for each of `RANGES`: the last has the angles
+        beyond 90 degrees, too; NaN where there is no image.
     """
     edges = [low for low, _ in RANGES] + [np.inf]
     table = pd.DataFrame(with_mean(result.errors), columns=COLUMNS)
@@ -84,12 +81,8 @@ def range_table(result, axis):
 def coverage_table(result):
     """Returns the error against the share of images that are kept.
 
-    Kept are those of the smallest `bin_std`: the selective risk of Geifman
-    and El-Yaniv (NIPS 2017).
-
-    Returns:
-        A DataFrame, a row for each of `COVERAGES`: % kept, images, the
-        largest `bin_std` among these, MAE.
+    A row for each of `COVERAGES` has the images of the smallest `bin_std`:
+    the selective risk of Geifman and El-Yaniv (NIPS 2017).
     """
     errors = result.errors.mean(1)
     order = np.argsort(result.bin_std, kind='stable')
@@ -103,8 +96,7 @@ def coverage_table(result):
 
 
 def rotation_summary(result):
-    """Returns mean errors of whole rotations, a dict; see `rotation_errors`.
-    """
+    """Returns the mean `rotation_errors`, a dict."""
     geodesic, vectors = rotation_errors(result.predicted, result.true)
     return {'geodesic_mean': float(geodesic.mean()),
             'geodesic_median': float(np.median(geodesic)),
@@ -114,7 +106,7 @@ def rotation_summary(result):
 
 
 def sequence_summary(result, names, frames):
-    """Returns what BIWI's sequences add, a dict of numbers.
+    """Returns the numbers of BIWI's sequences, and errors after alignment.
 
     Args:
         result: see the module.
@@ -122,10 +114,8 @@ def sequence_summary(result, names, frames):
         frames: the numbers of frames in the folder, by sequence.
 
     Returns:
-        Sequences, frames tested, and those of these sequences in the folder;
-        the mean rotation error; after alignment by sequence (`pose.aligned`)
-        the mean errors of yaw, pitch and roll, their mean, and the mean
-        rotation error.
+        A dict of numbers; `aligned_` are mean errors after `pose.aligned` by
+        sequence.
     """
     sequences = np.array([os.path.basename(os.path.dirname(names[index]))
                           for index in result.indices])

@@ -17,13 +17,7 @@ WORST, TILE = 12, 220  # pictures on a page, and their size in pixels
 
 
 def report_page(report, result, dataset):
-    """Returns report.html.
-
-    Args:
-        report: see `report.report_content`.
-        result: an `engine.Evaluation`.
-        dataset: a `datasets.PoseDataset`.
-    """
+    """Returns report.html; Args: see `report.write_report`."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(os.path.dirname(__file__)),
         autoescape=True)
@@ -54,8 +48,8 @@ def draw_face(dataset, index, angles, cube=False):
     """Reads an image and draws a pose onto its face; see `draw.draw_pose`.
 
     Returns:
-        The image, a uint8 array (H, W, 3), BGR; the centre (x, y) of the
-        face's box and half its larger side, pixels.
+        The image, uint8 (H, W, 3), BGR; the centre (x, y) of the face's box
+        and half its larger side, pixels.
     """
     # cv2.imread ends the process at a name that is no UTF-8.
     image = cv2.imdecode(np.fromfile(dataset.path(index), np.uint8),

@@ -1,9 +1,8 @@
-"""From a network's answers to what people read: lines, tables, files.
+"""What a test says and writes: lines, a CSV, pictures, and a report.
 
-`--report DIR` of a testing script writes report.json and report.html, a page
-for people.  Both hold errors with 95% bootstrap intervals, by range of each
-angle, the rotation's geodesic error, curves, the worst images, and where the
-checkpoint comes from.
+A report is report.json and report.html: errors with 95% bootstrap intervals,
+by range of each angle, the rotation's geodesic error, curves, the worst
+images, and where the checkpoint comes from.
 """
 import json
 import os
@@ -22,46 +21,39 @@ from headpose.files import atomic, digest
 from headpose.geometry.pose import AXES, angles_text
 
 
-def present(result, data, checkpoint, snapshot, filename_list, landmarks,
-            image_size, flip=False, predictions=None, save_viz=False,
-            cube=False, report=None, labels=None):
+def present(result, data, checkpoint, options, image_size):
     """Prints a test's result and writes the files that are asked for.
 
     Args:
         result: an `engine.Evaluation`.
         data: the `datasets.PoseDataset` that it is of.
         checkpoint: the tested one, see `checkpoint.read_checkpoint`.
-        snapshot: its path.
-        filename_list, labels, landmarks, image_size: how the images were
-            chosen and cropped, see `datasets.evaluation_loader`.
-        flip: whether answers are means with those on mirror images.
-        predictions: path of a CSV of all answers.
-        save_viz: draw them into output/images; `cube` draws cubes.
-        report: folder for report.html and report.json.
+        options: see `options.parse_evaluation`.
+        image_size: side of the crops, pixels.
 
     Raises:
         RunError: a file cannot be written, or an answer is not a number.
     """
     print_result(result)
     annotations = data.annotations
-    if predictions:
-        write_predictions(predictions, result, annotations.names)
-    if save_viz:
-        save_pictures('output/images', result, data, cube)
+    if options.predictions:
+        write_predictions(options.predictions, result, annotations.names)
+    if options.save_viz:
+        save_pictures('output/images', result, data, options.cube)
     lost = ~np.isfinite(result.predicted).all(1)
     if lost.any():
         name = annotations.names[result.indices[lost.argmax()]]
-        raise RunError(f'{snapshot}: {lost.sum()} of {len(lost)} answers are '
-                       f'no numbers, the first is that on {name}')
+        raise RunError(f'{options.snapshot}: {lost.sum()} of {len(lost)} '
+                       f'answers are no numbers, the first is that on {name}')
     more = print_sequences(result, annotations)
-    if report:
-        write_report(report, result, data, checkpoint, {
-            'checkpoint': str(snapshot), 'sha256': digest(snapshot),
-            'data_dir': str(data.data_dir),
-            'filename_list': str(filename_list or labels),
-            'landmarks': landmarks, 'image_size': image_size, 'flip': flip,
-            'images': len(result.indices), 'crop': data.protocol,
-            'labels': labels and str(labels),
+    if options.report:
+        write_report(options.report, result, data, checkpoint, {
+            'checkpoint': options.snapshot, 'sha256': digest(options.snapshot),
+            'data_dir': options.data_dir,
+            'filename_list': options.filename_list or options.labels,
+            'landmarks': options.landmarks, 'image_size': image_size,
+            'flip': options.flip, 'images': len(result.indices),
+            'crop': data.protocol, 'labels': options.labels,
             'labels_sha256': annotations.table, **more})
 
 
@@ -80,12 +72,7 @@ def print_result(result):
 
 
 def print_sequences(result, annotations):
-    """Prints the errors by sequence if the images are BIWI's.
-
-    Returns:
-        A dict for the report's protocol: 'BIWI' to `sequence_summary`, or
-        nothing.
-    """
+    """Prints BIWI's errors by sequence; returns more of the protocol."""
     if not annotations.frames:
         return {}
     found = sequence_summary(result, annotations.names, annotations.frames)
@@ -114,17 +101,7 @@ def write_predictions(path, result, names):
 
 
 def save_pictures(folder, result, dataset, cube=False):
-    """Draws each image's predicted pose, and writes both poses below it.
-
-    Args:
-        folder: where the pictures go, under the images' own names.
-        result: an `engine.Evaluation`.
-        dataset: a `datasets.PoseDataset`.
-        cube: see `draw.draw_pose`.
-
-    Raises:
-        RunError: a picture cannot be written.
-    """
+    """Draws each image's predicted pose, and writes both poses below it."""
     for row, index in enumerate(tqdm(result.indices, desc='drawing',
                                      disable=None, leave=False)):
         image, *_ = draw_face(dataset, index, result.predicted[row], cube)
@@ -144,38 +121,9 @@ def save_pictures(folder, result, dataset, cube=False):
 def write_report(folder, result, dataset, checkpoint, protocol):
     """Writes report.html, a page that needs no other file, and report.json.
 
-    Args:
-        folder: of both files.
-        result, checkpoint: see `present`.
-        dataset: a `datasets.PoseDataset`.
-        protocol: plain dict: the tested network, the images, the crops.
-
-    Raises:
-        RunError: a file cannot be written.
+    Args: see `present`; `protocol` is a plain dict.
     """
-    names = [dataset.annotations.names[i] for i in result.indices]
-    report = report_content(result, names, checkpoint, protocol)
-    # JSON has no NaN; it becomes null.
-    numbers = json.loads(json.dumps(report, default=str),
-                         parse_constant=lambda _: None)
-    page = report_page(report, result, dataset)
-    for name, text in (('report.html', page),
-                       ('report.json', json.dumps(numbers, indent=1))):
-        with atomic(os.path.join(folder, name)) as path, open(
-                path, 'w', encoding='utf-8',
-                errors='backslashreplace') as file:
-            file.write(text)
-
-
-def report_content(result, names, checkpoint, protocol):
-    """Returns what report.json holds, as plain types; NaN where no number.
-
-    Args:
-        result: an `engine.Evaluation`.
-        names: of the images, in its order.
-        checkpoint, protocol: see `write_report`.
-    """
-    return {
+    report = {
         'protocol': protocol,
         'network': network_size(checkpoint['model']),
         'provenance': checkpoint.get('provenance'),
@@ -185,11 +133,20 @@ def report_content(result, names, checkpoint, protocol):
         'ranges': {axis: range_table(result, column).to_dict('records')
                    for column, axis in enumerate(AXES)},
         'coverage': coverage_table(result).to_dict('records'),
-        'rows': [{'name': name, 'predicted': predicted, 'true': true,
-                  'spread': spread}
-                 for name, predicted, true, spread in zip(
-                     names, result.predicted.tolist(), result.true.tolist(),
-                     result.bin_std.tolist())]}
+        'rows': [{'name': dataset.annotations.names[index],
+                  'predicted': predicted, 'true': true, 'spread': spread}
+                 for index, predicted, true, spread in zip(
+                     result.indices, result.predicted.tolist(),
+                     result.true.tolist(), result.bin_std.tolist())]}
+    # JSON has no NaN: null takes its place.
+    numbers = json.loads(json.dumps(report, default=str),
+                         parse_constant=lambda _: None)
+    for name, text in (('report.html', report_page(report, result, dataset)),
+                       ('report.json', json.dumps(numbers, indent=1))):
+        with atomic(os.path.join(folder, name)) as path, open(
+                path, 'w', encoding='utf-8',
+                errors='backslashreplace') as file:
+            file.write(text)
 
 
 def network_size(state):

@@ -1,9 +1,5 @@
 """A picture and a face box to a training crop: everything random.
 
-HopeNet's margin, shift, flip and blur; beyond these, by `Augmentation`,
-turns, other boxes, colours, low resolution, light, and objects in front of
-the face.
-
 An image is a uint8 array (H, W, 3), RGB; a box is x_min, y_min, x_max, y_max
 in pixels; angles are yaw, pitch, roll in degrees; `size` is the side of the
 crop, pixels.  All functions are pure: their randomness is `draws`, a `Draws`.
@@ -27,9 +23,8 @@ BLURRED = 0.05     # share of the training images
 BLUR = np.ones((5, 5), np.float32) / 16
 BLUR[1:4, 1:4] = 0
 
-# The amounts below follow the failures of networks trained without them
-# (checkpoints/README.md has the figures).  Of the images whose light is
-# changed, the share with each change:
+# The amounts follow the failures of networks trained without them, see
+# checkpoints/README.md.  Of the relit images, the share with each change:
 SIDE_LIT, CONTRASTED, GREY, NOISY = 0.5, 0.3, 0.2, 0.35
 DARKEST = 0.95           # share of the light that the dark side may lose
 GAMMA = 0.45, 2.2        # exponents, log-uniform
@@ -37,8 +32,7 @@ CONTRAST = 0.6, 2.5      # factors, log-uniform
 NOISE = 2.0, 16.0        # standard deviation, grey levels
 NOISE_TILE = 512         # pixels, side of the tile that noise is cut from
 
-# Of the occluded images, the share with each object; the others get a patch
-# of one colour.
+# Share of the occluded images; the others get a patch of one colour.
 GLASSES, PHOTOGRAPH = 0.4, 0.3
 PATCH_DEPTH = 0.1, 0.45  # of a patch inside the face box, in box heights
 PATCH_WIDTH = 0.3, 1.2   # of a patch along the box's edge, in box heights
@@ -95,11 +89,7 @@ def augmented_crop(image, box, angles, draws, size,
                    augmentation=Augmentation(), shrink=1, other=None):
     """Returns a training crop and the angles of the head in it.
 
-    Args:
-        image, box, angles, draws, size: see above.
-        augmentation: `Augmentation` beyond HopeNet's.
-        shrink: see `training_crop`.
-        other: see `occluded`.
+    Args: see above; for `shrink` see `training_crop`, for `other` `occluded`.
     """
     turn = 0.0
     if augmentation.box_jitter:
@@ -131,17 +121,9 @@ def augmented_crop(image, box, angles, draws, size,
 def training_crop(image, box, draws, size=224, turn=0.0, shrink=1):
     """Crops a face with HopeNet's random margin, shift, flip and blur.
 
-    The steps are those of HopeNet's transforms; OpenCV's result differs from
-    Pillow's by a fraction of a grey level.
-
-    Args:
-        image, box, draws, size: see above.
-        turn: degrees, clockwise, about the centre of the crop.
-        shrink: how many times smaller the image is than the box says, see
-            `shrinkage`.
-
-    Returns:
-        uint8 array (size, size, 3).
+    HopeNet's own crops, by Pillow, differ by a fraction of a grey level.
+    `turn` is in degrees, clockwise, about the centre of the crop; `shrink` is
+    how many times smaller the image is than the box says.
     """
     part, (width, height), (left, top) = framing(box, draws, size, bool(turn))
     if shrink > 1:
@@ -162,15 +144,11 @@ def training_crop(image, box, draws, size=224, turn=0.0, shrink=1):
 
 
 def framing(box, draws, size, with_rim=False):
-    """Returns what a training crop shows: HopeNet's margin and shift.
+    """Returns HopeNet's random margin and shift of a training crop.
 
-    Args:
-        box, draws, size: see above.
-        with_rim: add the pixels around that a turn brings into the crop.
-
-    Returns:
-        The box with its margin, four ints; the width and height that it is
-        resized to; and the crop's left and top in it.
+    That is the box with its margin, four ints; the width and height that it
+    is resized to; and the crop's left and top in it.  `with_rim` adds the
+    pixels around that a turn brings into the crop.
     """
     low, high = MARGIN
     part = expand_box(box, low + (high - low) * draws.margin, TRAIN_SIDE)
@@ -191,10 +169,7 @@ def framing(box, draws, size, with_rim=False):
 
 
 def face_in_crop(box, draws, size, turn=0.0):
-    """Returns the face box's centre and extent in a training crop.
-
-    Both are arrays (2,), x and y, pixels.
-    """
+    """Returns the face box's centre and extent, (2,) each, in a crop."""
     part, resized_to, corner = framing(box, draws, size)
     scale = np.divide(resized_to, np.subtract(part[2:], part[:2]))
     center = (np.add(box[:2], box[2:]) / 2 - part[:2]) * scale
@@ -207,10 +182,7 @@ def face_in_crop(box, draws, size, turn=0.0):
 
 
 def turned_crop(face, left, top, size, turn, flip):
-    """Cuts a turned crop out of a face (H, W, 3), mirrored before if `flip`.
-
-    The floats `left` and `top` are the crop's corner before the turn.
-    """
+    """Cuts a turned crop out of a face, which is mirrored first if `flip`."""
     if flip:
         face = cv2.flip(face, 1)
     # From the crop's pixels to the face's: a turn about the centre, a shift.
@@ -223,10 +195,9 @@ def turned_crop(face, left, top, size, turn, flip):
 def shrinkage(box, draws, size, jitter=0.0):
     """Returns how many times smaller an image may be read for its crop.
 
-    The smaller image has at least the pixels of the crop.  At 96 pixels the
-    crops of 51 images of 300W-LP differ by 0.8 grey levels on average from
-    those of the whole images (1.4 at most), and loading is 1.8 times as fast.
-    `jitter` is `Augmentation.box_jitter`.
+    At 96 pixels the crops of 51 images of 300W-LP differ by 0.8 grey levels
+    on average from those of the whole images (1.4 at most), and loading is
+    1.8 times as fast.  `jitter` is `Augmentation.box_jitter`.
     """
     if draws.blur < BLURRED:
         return 1  # the blur is of the image's own pixels
@@ -257,15 +228,12 @@ def resized_part(image, part, width, height):
 def rows_around(image, height, top, size):
     """Cuts off rows that the crop would cut off after resizing.
 
-    The rows that are left start and end where rows of the result do, to 3
-    hundredths of a pixel.
-
-    Of the `height` rows of the result the crop has `size` from `top` on.
-    Returns the image's rows, and the `height` and `top` that fit them.
+    Of `height` rows of the result the crop has `size` from `top` on.  Returns
+    the image's rows, and the `height` and `top` that fit them.
     """
     scale = len(image) / height
 
-    def fits(row):  # the first row and the end always do
+    def fits(row):  # the image's rows, to 3 hundredths of a pixel
         return abs(row * scale - round(row * scale)) < 0.03
 
     first = next(filter(fits, range(top, -1, -1)))
@@ -302,7 +270,7 @@ def jittered(box, amount, draws):
     """Returns a box moved by up to half of `amount`, and scaled by up to it.
 
     Detectors, and AFLW2000's 21 landmarks, frame a face otherwise than
-    300W-LP's 68 landmarks do.  `amount` is a share of the box's size.
+    300W-LP's 68 landmarks do.
     """
     across, down, scale = amount * (2 * np.array(
         [draws.jitter_x, draws.jitter_y, draws.jitter_size]) - 1)
@@ -338,8 +306,8 @@ def relit(image, draws):
     curve = 255 * levels ** log_between(GAMMA, draws.gamma)
     image = curve.astype(np.float32)[image]
     if draws.grey < GREY:
-        image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None],
-                          3, 2)
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY),
+                             cv2.COLOR_GRAY2RGB)
     if draws.side < SIDE_LIT:
         image *= side_light(image.shape[:2], draws)[..., None]
     if draws.contrasted < CONTRASTED:
@@ -366,10 +334,7 @@ def side_light(shape, draws):
 
 @functools.cache
 def noise_tile():
-    """Returns normally distributed numbers, a square that noise is cut from.
-
-    Cutting is much faster than drawing new numbers for each image.
-    """
+    """Returns normally distributed numbers; to cut is faster than to draw."""
     return np.random.default_rng(0).standard_normal(
         (NOISE_TILE, NOISE_TILE, 3), np.float32)
 
@@ -386,11 +351,8 @@ def noise(shape, draws):
 def occluded(image, center, extent, angles, draws, other=None):
     """Puts dark glasses on a face, or a patch over a part of it.
 
-    Args:
-        image, angles, draws: see above.
-        center, extent: of the face box, see `face_in_crop`.
-        other: function that returns another picture, to cut the patch from;
-            None for patches of one colour alone.
+    For `center` and `extent` see `face_in_crop`; `other` is a function that
+    returns another picture, to cut a patch from.
     """
     if draws.occluder < GLASSES:
         return with_glasses(image, center, extent[1], angles, draws)
@@ -404,10 +366,7 @@ def occluded(image, center, extent, angles, draws, other=None):
 
 
 def with_glasses(image, center, height, angles, draws):
-    """Draws dark lenses over both eyes, and their bridge, into a copy.
-
-    Args: see `occluded`; `height` is the face box's.
-    """
+    """Draws dark lenses over both eyes, and their bridge, into a copy."""
     rotation = rotation_matrix(angles)
     tint = (70 * np.array([draws.red, draws.green, draws.blue])).tolist()
     around = np.linspace(0, 2 * np.pi, 24)
@@ -427,11 +386,10 @@ def with_glasses(image, center, height, angles, draws):
 
 
 def patch_mask(shape, center, extent, draws):
-    """Returns where a patch covers a crop, a bool array (H, W).
+    """Returns a bool array (H, W), true where a patch covers a crop.
 
-    A rectangle or an ellipse, half of which lies beyond the face's edge; a
-    patch that would cover more than MOST_COVERED of the face box reaches less
-    deep.  Args: see `occluded`; `shape` is the crop's, height and width.
+    It is a rectangle or an ellipse, half of which lies beyond the face's
+    edge.  One that covers more than MOST_COVERED of the face is made smaller.
     """
     angle, height = 2 * np.pi * draws.patch_angle, extent[1]
     place = np.add(center, [np.cos(angle) * height / 2,

@@ -14,20 +14,16 @@ TRAIN_SIDE, PROTOCOL_SIDE = 0.6, 2.0  # left and right of the face
 ABOVE, BELOW = 2.0, 0.6
 PROTOCOL_K = 0.2
 # HopeNet's margin around a detector's box in BIWI (natanielruiz/
-# deep-head-pose, code/datasets.py, class BIWI; its boxes are not published),
-# and FSA-Net's around MTCNN's (shamangary/FSA-Net,
-# data/TYY_create_db_biwi.py, --ad).
+# deep-head-pose, code/datasets.py, class BIWI), and FSA-Net's around MTCNN's
+# (shamangary/FSA-Net, data/TYY_create_db_biwi.py, --ad).
 HOPENET_K, HOPENET_ABOVE = 0.35, 1.0
 FSANET_MARGIN = 0.4
 
-# Limits of what can be cropped: the sides of a face box, pixels (a larger
-# box's crop would exceed Pillow's limit of pixels); its longer side over its
-# shorter (3.3 at most in AFLW2000); its size over the picture's; and the
-# sides of a picture.
-MIN_BOX, MAX_BOX = 4, 5000
-MAX_SHAPE = 10
-MAX_SHARE = 4
-MIN_PICTURE = 8
+# Limits of what can be cropped.
+MIN_BOX, MAX_BOX = 4, 5000  # pixels; Pillow's limit is near
+MAX_SHAPE = 10   # longer side over shorter; 3.3 at most in AFLW2000
+MAX_SHARE = 4    # size over the picture's
+MIN_PICTURE = 8  # pixels
 
 
 def expand_box(box, k, side, above=ABOVE):
@@ -37,10 +33,9 @@ def expand_box(box, k, side, above=ABOVE):
     is the published crop, and figures compare only if it is kept.
 
     Args:
-        box: x_min, y_min, x_max, y_max, pixels.
+        box: see above.
         k: the margin, in box sizes: 0.2 to 0.4 in training, 0.2 in tests.
-        side: TRAIN_SIDE or PROTOCOL_SIDE.
-        above: factor of the margin above the face.
+        side, above: factors of the margin beside the face and above.
 
     Returns:
         Four ints; they may lie outside the image.
@@ -56,9 +51,7 @@ def expand_box(box, k, side, above=ABOVE):
 def crop_problem(box, width=math.inf, height=math.inf):
     """Says in a line why a face cannot be cropped, or returns None.
 
-    Args:
-        box: x_min, y_min, x_max, y_max, pixels.
-        width, height: of the picture; infinite where it is not known yet.
+    `width` and `height` are the picture's, infinite where it is not known.
     """
     if not np.isfinite(box).all():
         return 'the face box is not finite'
@@ -94,14 +87,11 @@ def protocol_crop(image, box, size=224, protocol='ours'):
     """Crops a face as the published test does, step by step, with Pillow.
 
     Args:
-        image: RGB PIL image; the crop is black beyond its edges.
-        box: x_min, y_min, x_max, y_max, pixels.
-        size: side of the result, pixels.
+        image: RGB PIL image; the crop, one too, is black beyond its edges.
+        box: see above.
+        size: side of the crop, pixels.
         protocol: 'ours'; 'hopenet', with HopeNet's margins for BIWI; or
             'fsanet', see `fsanet_crop`.
-
-    Returns:
-        RGB PIL image, size x size.
     """
     if protocol == 'fsanet':
         return Image.fromarray(fsanet_crop(np.asarray(image), box, size))
@@ -117,18 +107,10 @@ def protocol_crop(image, box, size=224, protocol='ours'):
 
 
 def fsanet_crop(image, box, size):
-    """Crops a face as FSA-Net does in BIWI (source: see FSANET_MARGIN).
+    """Crops a face as FSA-Net does in BIWI, from and to uint8 (H, W, 3).
 
-    The margin ends at the picture's edges, and the rest is stretched to a
-    square.
-
-    Args:
-        image: uint8 array (H, W, 3).
-        box: a detector's box.
-        size: side of the result, pixels.
-
-    Returns:
-        uint8 array (size, size, 3).
+    The margin around a detector's box ends at the picture's edges, and the
+    rest is stretched to a square of `size` pixels.
     """
     height, width = image.shape[:2]
     x_min, y_min, x_max, y_max = map(float, box)

@@ -15,7 +15,7 @@ def draw_pose(image, angles, center, size, cube=False):
         image: uint8 array (H, W, 3), BGR as OpenCV reads it.
         angles: degrees: yaw, pitch, roll; if not finite, nothing is drawn.
         center: (x, y) of the axes' origin, pixels.
-        size: length of an axis, pixels.
+        size: length of an axis, or of the cube's edges, pixels.
         cube: draw a cube around the centre, its face side in front.
     """
     if not np.isfinite(angles).all():

@@ -11,10 +11,9 @@ SciPy makes the same matrix by
     Rotation.from_euler('XYZ', [pitch, -yaw, roll], degrees=True).as_matrix()
 
 OpenCV (cv2.RQDecomp3x3, and what is written after cv2.solvePnP) takes a
-rotation apart in the other order, Rz Ry Rx.  Its numbers are close to these
-for frontal heads and far from them in profile: yaw 20, pitch 10, roll 5 is
-x 8.8, y -20.5, z 1.6 there; yaw 68, pitch 26.9, roll 30 is x -3.7, y -70.4,
-z 14.3.  Compare matrices, not angles.
+rotation apart in the other order, Rz Ry Rx.  Its numbers are far from these in
+profile: yaw 68, pitch 26.9, roll 30 is x -3.7, y -70.4, z 14.3 there.  Compare
+matrices, not angles.
 
 Near 90 degrees of yaw pitch and roll turn about nearly the same axis, and
 only their sum, or difference, is well determined; the rotation itself is.
@@ -30,8 +29,6 @@ MIRROR = (-1, 1, -1)  # factors of yaw, pitch and roll in a mirror image
 MAX_ANGLE = 99.0
 ROUNDING = 1e-4
 
-MEAN_STEPS = 1000  # at most, of an intrinsic mean; about five are enough
-
 
 def beyond_range(angles):
     """Says which angle (degrees) is beyond +-99, or returns None."""
@@ -44,13 +41,9 @@ def beyond_range(angles):
 def rotation_matrix(angles):
     """Returns the rotation of a head in image axes (right, down, to us).
 
-    Args:
-        angles: array-like (..., 3), degrees: yaw, pitch, roll.
-
-    Returns:
-        float64 array (..., 3, 3).  Its columns are the head's own axes: to
-        its right side as we see it, towards its chin, out of its face.  This
-        is 3DDFA's matrix, mirrored from an upward to a downward y axis.
+    The columns are the head's own axes: to its right side as we see it,
+    towards its chin, out of its face.  From angles (..., 3), degrees, to
+    float64 (..., 3, 3).
     """
     yaw, pitch, roll = np.moveaxis(np.radians(angles), -1, 0)
     cy, sy = np.cos(yaw), np.sin(yaw)
@@ -65,12 +58,8 @@ def rotation_matrix(angles):
 def angles_of(rotation):
     """Returns the angles of rotations: the inverse of `rotation_matrix`.
 
-    Args:
-        rotation: array-like (..., 3, 3), see `rotation_matrix`.
-
-    Returns:
-        float64 array (..., 3), degrees: yaw, pitch, roll, with the yaw within
-        +-90.  At +-90 pitch and roll are one turn, of which pitch takes all.
+    From (..., 3, 3) to float64 (..., 3), degrees, with the yaw within +-90.
+    At +-90 pitch and roll are one turn, of which pitch takes all.
     """
     rotation = np.asarray(rotation, float)
     yaw = np.arcsin(-rotation[..., 0, 2].clip(-1, 1))
@@ -87,8 +76,6 @@ def turned(angles, degrees):
     """Returns the angles (3,) of a head whose picture is turned clockwise.
 
     The turn is no addition to roll: it comes after the head's own rotation.
-    Of the two triples that mean the new rotation, the one nearer to the old
-    is returned.
     """
     turn = rotation_matrix((0, 0, degrees))
     return angles_near(turn @ rotation_matrix(angles), angles)
@@ -110,10 +97,10 @@ def angles_near(rotation, angles):
 def mean_angles(angles, weights=None):
     """Returns the angles of mean rotations.
 
-    The chordal mean: the arithmetic mean of the matrices, projected by its
-    singular value decomposition (Moakher 2002, "Means and averaging in the
-    group of rotations", section 3.1).  A mean of the numbers would be wrong
-    where they wrap around, and near 90 degrees of yaw.
+    This is the chordal mean: that of the matrices, projected by its singular
+    value decomposition (Moakher 2002, "Means and averaging in the group of
+    rotations", section 3.1).  A mean of the angles would be wrong where they
+    wrap around, and near 90 degrees of yaw.
 
     Args:
         angles: array-like (K, N, 3), degrees: K answers for each of N heads.
@@ -130,15 +117,11 @@ def mean_angles(angles, weights=None):
 
 
 def rotation_errors(predicted, true):
-    """Returns the errors of N rotations, in degrees.
+    """Returns the errors of rotations, all (N, 3), in degrees.
 
-    Args:
-        predicted, true: (N, 3) degrees: yaw, pitch, roll.
-
-    Returns:
-        The angle of the rotation from one to the other, (N,), and the angles
-        between their axis vectors, (N, 3), whose mean is MAEV (Cao et al.,
-        WACV 2021; their left vector is the opposite of our right one).
+    That is the angle of the rotation from one to the other, (N,), and the
+    angles between their axis vectors, (N, 3), whose mean is MAEV (Cao et al.,
+    WACV 2021; their left vector is the opposite of our right one).
     """
     difference = rotation_matrix(predicted) - rotation_matrix(true)
     # From chords, which are exact where the angle is small: unit vectors at
@@ -157,19 +140,14 @@ def aligned(predicted, true):
     differ by one rotation of the head's axes.  As in Cobo et al. (Opal23,
     Pattern Recognition 2024), this is the intrinsic mean of the rotations
     from the predictions to the truth, without those of 90 degrees and more.
-
-    Args:
-        predicted, true: array-like (N, 3), degrees: yaw, pitch, roll.
-
-    Returns:
-        float64 array (N, 3), near to the true numbers.
+    Both are array-like (N, 3), degrees, and so is the result, float64.
     """
     rotations = rotation_matrix(predicted)
     apart = np.swapaxes(rotations, -1, -2) @ rotation_matrix(true)
     apart = apart[np.linalg.norm(rotation_vectors(apart), axis=-1)
                   < np.pi / 2]
     mean = apart[0] if len(apart) else np.eye(3)
-    for _ in range(MEAN_STEPS if len(apart) else 0):
+    for _ in range(1000 if len(apart) else 0):  # about five are enough
         step = rotation_vectors(mean.T @ apart).mean(0)
         mean = mean @ cv2.Rodrigues(step)[0]
         if np.linalg.norm(step) < 1e-9:
@@ -178,10 +156,9 @@ def aligned(predicted, true):
 
 
 def rotation_vectors(rotations):
-    """Returns rotations (..., 3, 3) below 180 degrees as vectors (..., 3).
+    """Returns rotations (..., 3, 3) below 180 degrees as rotation vectors.
 
-    A vector has the direction of the axis and the length of the angle,
-    radians.
+    Their length, of (..., 3), is the angle in radians.
     """
     vectors = np.stack([rotations[..., 2, 1] - rotations[..., 1, 2],
                         rotations[..., 0, 2] - rotations[..., 2, 0],

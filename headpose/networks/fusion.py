@@ -11,10 +11,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 def conv_norm(conv, norm, x):
     """Applies a convolution and its batch norm, in one pass where possible.
 
-    With frozen statistics a batch norm is a factor and an offset for each
-    channel.  Folded into the convolution's weights, where gradients still
-    reach all parameters, they save three passes over the activations, and
-    the memory of the convolution's output.
+    A batch norm with frozen statistics is folded into the convolution's
+    weights, where gradients still reach all parameters: that saves three
+    passes over the activations, and the memory of the convolution's output.
     """
     if (norm.training or not torch.is_grad_enabled()
             or not isinstance(norm, _BatchNorm)):  # see for_inference
@@ -51,10 +50,10 @@ def join_norms(model):
 
 @torch.no_grad()
 def for_inference(model):
-    """Returns a faster copy of a network that cannot be trained.
+    """Returns a faster copy of a network, which cannot be trained.
 
-    Each batch norm is folded into the convolution declared before it; in all
-    our networks the two also run one after the other.
+    A batch norm is folded into the convolution that is declared before it, in
+    all our networks the one that runs before it.
     """
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):

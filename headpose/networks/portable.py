@@ -12,12 +12,11 @@ from torch import nn
 from headpose.errors import RunError
 from headpose.files import atomic
 
-# Degrees between PyTorch's angles and the written network's: the largest, on
-# random pixels; of int8 the mean, on training crops.  The shipped network's
-# are 3e-5, 0.3 and up to 1.8; more than these is more than lost precision.
+# Degrees between PyTorch's angles and the file's: the largest, on random
+# pixels; of int8 the mean, on training crops.  The shipped network's are 3e-5,
+# 0.3 and up to 1.8; more than these is more than lost precision.
 TOLERANCES = {'float32': 1e-3, 'fp16': 0.5, 'int8': 3.0}
 OUTPUTS = ['logits', 'angles', 'spread']
-OPSET = 18  # of ONNX: what PyTorch writes; any other it converts afterwards
 # Computed in 8 bits: convolutions, what they absorb, and what only moves
 # numbers; not the heads and the attention's gates, small and decisive.
 INT8_OPERATORS = ('Conv', 'Relu', 'MaxPool', 'Concat', 'Split', 'Reshape',
@@ -26,13 +25,9 @@ PERCENTILE = 99.99  # of a tensor's values are within its 8 bits' range
 
 
 class PortableGate(nn.Module):
-    """CBAM's channel gate in operations that every runtime has in full.
+    """A `cbam.ChannelGate` whose linear layers are convolutions of one pixel.
 
-    The perceptron's layers become convolutions of one pixel: OpenCV has
-    matrix products for a batch of one only.
-
-    Args:
-        gate: a `cbam.ChannelGate`.
+    OpenCV has matrix products for a batch of one only.
     """
 
     def __init__(self, gate):
@@ -57,10 +52,7 @@ def pixel_convolution(linear):
 
 
 class MeanPool(nn.Module):
-    """The average of each channel, in one operation.
-
-    PyTorch's adaptive pooling is exported as a gathering of indices.
-    """
+    """Average pooling: PyTorch exports its adaptive one as many gathers."""
 
     def forward(self, x):
         """Maps (N, C, H, W) to (N, C, 1, 1)."""
@@ -68,11 +60,7 @@ class MeanPool(nn.Module):
 
 
 class Portable(nn.Module):
-    """A network with its normalisation and decoding, in every runtime's terms.
-
-    Args:
-        model: a `hopenet.PoseNetwork`; parts of it are replaced.
-    """
+    """A `hopenet.PoseNetwork`, changed in place, for uint8 (N, H, W, 3)."""
 
     def __init__(self, model):
         super().__init__()
@@ -85,7 +73,7 @@ class Portable(nn.Module):
         self.model = model.eval()
 
     def forward(self, images):
-        """Maps uint8 (N, H, W, 3) to logits, angles and standard deviation."""
+        """Maps images to logits, angles and standard deviation."""
         count, height, width, channels = images.shape
         # Without the line of pixels onnxruntime moves the change of axes
         # behind the normalisation, which then takes a quarter of an 8-bit
@@ -95,14 +83,14 @@ class Portable(nn.Module):
         pixels = pixels.reshape(count, channels, height, width)
         dtype = next(self.model.parameters()).dtype
         logits = self.model(pixels.to(dtype)).float()
-        shape = logits.shape[1:]
+        axes, bins = logits.shape[1:]
         # OpenCV adds axes of its own before.
-        return (logits.reshape(-1, *shape),
-                self.model.decode(logits).reshape(-1, shape[0]),
+        return (logits.reshape(-1, axes, bins),
+                self.model.decode(logits).reshape(-1, axes),
                 self.model.bin_std(logits).reshape(-1))
 
 
-def write(path, model, size, precision='float32', batches=None, notes=None):
+def write(path, model, size, precision, batches, notes):
     """Writes a network as .onnx or .pt2 and checks its angles.
 
     Args:
@@ -111,15 +99,14 @@ def write(path, model, size, precision='float32', batches=None, notes=None):
         size: side of the images, pixels.
         precision: of an .onnx file's network: a key of TOLERANCES.
         batches: for int8, training crops that show the ranges of values,
-            uint8 tensors (N, size, size, 3).
+            uint8 tensors (N, size, size, 3); else None.
         notes: dict of strings, an .onnx file's metadata.
 
     Returns:
         Degrees between the angles of PyTorch and of the file, see TOLERANCES.
 
     Raises:
-        RunError: a package is missing; the file cannot be written; or its
-            angles differ by more than TOLERANCES.
+        RunError: a package is missing, or the angles differ by more.
     """
     network = Portable(model)
     sample = torch.randint(256, (3, size, size, 3), dtype=torch.uint8)
@@ -136,8 +123,7 @@ def write(path, model, size, precision='float32', batches=None, notes=None):
         if path.endswith('.pt2'):
             angles = write_pt2(temporary, program, batches)
         else:
-            angles = write_onnx(temporary, program, batches, precision,
-                                notes or {})
+            angles = write_onnx(temporary, program, batches, precision, notes)
         apart = (expected - angles).abs()
         apart = (apart.mean() if precision == 'int8' else apart.max()).item()
         if not apart < TOLERANCES[precision]:  # NaN, too
@@ -156,29 +142,24 @@ def write_pt2(path, program, batches):
 def write_onnx(path, program, batches, precision, notes):
     """Writes ONNX; returns the angles that onnxruntime gives on the batches.
 
-    Args:
-        path: of the file.
-        program: a torch.export program of `Portable`.
-        batches, precision, notes: see `write`.
-
-    Raises:
-        RunError: a package is missing.
+    Args: see `write`; `program` is a torch.export program of `Portable`.
     """
     try:
         import onnx  # optional packages
         import onnxruntime
 
         torch.onnx.export(program, f=path, input_names=['images'],
-                          output_names=OUTPUTS, opset_version=OPSET,
-                          external_data=False, verbose=False)
+                          output_names=OUTPUTS, external_data=False,
+                          opset_version=18,  # the exporter's own
+                          verbose=False)
     except ImportError as error:
         raise RunError(f'.onnx needs {error.name}: pip install onnx '
                        'onnxruntime onnxscript') from None
     if precision == 'int8':
         quantize(path, batches)
     model = onnx.load(path)
-    # The packages name operator sets that no node uses, and their own version
-    # of the format; only with what is needed do older runtimes open the file.
+    # Older runtimes refuse the newest version of the format, and operator sets
+    # that no node uses.
     domains = {node.domain for node in model.graph.node}
     needed = [entry for entry in model.opset_import if entry.domain in domains]
     del model.opset_import[:]
@@ -194,12 +175,7 @@ def write_onnx(path, program, batches, precision, notes):
 
 
 def quantize(path, batches):
-    """Makes 8-bit integers of an ONNX file's network, in place.
-
-    Args:
-        path: of the file.
-        batches: see `write`.
-    """
+    """Quantises an ONNX file's network, in place; `batches` as in `write`."""
     import onnx  # optional packages
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -222,38 +198,30 @@ def float_nodes(graph):
 
     Those before the first convolution, which normalise; the attention's
     gates, small numbers that scale all others; and the heads and decoding.
-
-    Args:
-        graph: of `Portable`, its nodes in the order of computation.
     """
-    kinds = [node.op_type for node in graph.node]
-    start, stop = kinds.index('Conv'), kinds.index('Gemm')
-    gates = [node for node in graph.node
+    nodes = list(graph.node)  # in the order of computation
+    kinds = [node.op_type for node in nodes]
+    gates = [node for node in nodes
              if any('.cbam.' in name for name in node.input)]
     fed = {node.input[0] for node in gates}
-    gates += [node for node in graph.node if fed.intersection(node.output)]
-    return [node.name for node in
-            [*graph.node[:start], *gates, *graph.node[stop:]]]
+    gates += [node for node in nodes if fed.intersection(node.output)]
+    return [node.name for node in nodes[:kinds.index('Conv')] + gates
+            + nodes[kinds.index('Gemm'):]]
 
 
 class CalibrationReader:
-    """Batches as onnxruntime's calibration reads them, one at a time.
-
-    Args:
-        batches: see `write`.
-    """
+    """Batches as onnxruntime's calibration reads them, one at a time."""
 
     def __init__(self, batches):
         self.batches = batches
-        self.set_range(0, 0)
 
     def __len__(self):
         return len(self.batches)
 
     def set_range(self, start_index, end_index):
-        """Starts anew, with a part of the batches."""
-        self.next = iter(self.batches[start_index:end_index])
+        """Selects a part of the batches."""
+        self.part = iter(self.batches[start_index:end_index])
 
     def get_next(self):
         """Returns the next input, or None after the last."""
-        return next(({'images': batch.numpy()} for batch in self.next), None)
+        return next(({'images': batch.numpy()} for batch in self.part), None)

@@ -13,7 +13,7 @@ def plain_keys(state):
     """Strips wrappers' prefixes from the keys, and drops `DEAD` layers.
 
     DataParallel adds `module.`, torch.compile `_orig_mod.` and Lightning
-    `model.`.  Raises WeightsError if two keys are the same without these.
+    `model.`; of two keys that are then the same, WeightsError names one.
     """
     plain = {}
     for key, value in state.items():
@@ -28,25 +28,21 @@ def plain_keys(state):
 def load_exactly(model, state, may_miss=()):
     """Loads a state dict whose keys and shapes are the network's.
 
-    `num_batches_tracked`, which old releases of PyTorch did not write, may
-    always be missing.
-
-    Raises:
-        WeightsError: keys are missing (other than `may_miss`), unexpected or
-            of another shape; the message names them.
+    Missing may be `may_miss`, and `num_batches_tracked`, which old releases
+    of PyTorch did not write; WeightsError names any other difference.
     """
     own = model.state_dict()
-    missing = [key for key in own if key not in state
-               and key not in may_miss
-               and not key.endswith('num_batches_tracked')]
-    unexpected = [key for key in state if key not in own]
-    misshaped = [f'{key} {tuple(state[key].shape)}' for key in own
-                 if key in state and state[key].shape != own[key].shape]
+    found = {
+        'missing': [key for key in own if key not in state
+                    and key not in may_miss
+                    and not key.endswith('num_batches_tracked')],
+        'unexpected': [key for key in state if key not in own],
+        'of another shape': [
+            f'{key} {tuple(state[key].shape)}' for key in own
+            if key in state and state[key].shape != own[key].shape]}
     problems = [f'{len(keys)} {kind} ({", ".join(keys[:3])}'
                 + (', ...)' if len(keys) > 3 else ')')
-                for kind, keys in (('missing', missing),
-                                   ('unexpected', unexpected),
-                                   ('of another shape', misshaped)) if keys]
+                for kind, keys in found.items() if keys]
     if problems:
         raise WeightsError(f'the weights do not fit {model.title}, keys: '
                            + '; '.join(problems))

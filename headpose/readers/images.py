@@ -16,17 +16,14 @@ ENDINGS = ('.jpg', '.jpeg', '.png')
 MAX_FILE = 2 ** 28  # bytes of an image's file
 MAX_PIXELS = 178_956_970  # Pillow takes a file with more for an attack
 JPEG = b'\xff\xd8'  # a JPEG's first bytes
-CMYK = ('CMYK', 'YCCK')  # colours that simplejpeg does not convert
-# Other formats that are read, whatever the ending of a file's name.
-FORMATS = ('PNG', 'BMP', 'GIF', 'TIFF', 'WEBP')
+# The formats that are read, whatever the ending of a file's name.
+FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'TIFF', 'WEBP')
 
 
 def find_images(data_dir, subfolder='', endings=ENDINGS):
-    """Finds the images, or files with other endings, in a folder.
+    """Returns a dict of the names in a folder to lists of their files.
 
-    Returns:
-        A dict: names relative to `data_dir`, without extension, to the lists
-        of files of these names.
+    Names, without extension, and files are relative to `data_dir`.
     """
     images = {}
     for file in sorted(os.listdir(os.path.join(data_dir, subfolder))):
@@ -61,23 +58,23 @@ def read_image(path, fast=False, shrink=1):
         DataError: the file is missing or damaged, has no 8-bit colours, or
             more than `MAX_PIXELS` pixels.
     """
-    data = read_bytes(path, MAX_FILE)
-    with image_faults(path):
-        return decode(data, fast, shrink)[0]
+    return decode_file(path, fast, shrink)[0]
 
 
 def check_image(path):
-    """Decodes an image, and returns its width and height.
+    """Decodes an image, and returns its width and height; see `read_image`.
 
     At an eighth of its size a JPEG is decoded in a third of the time, and no
     damage is missed: its bits are all gone through.
-
-    Raises:
-        DataError: as `read_image`.
     """
+    return decode_file(path, True, 8)[1]
+
+
+def decode_file(path, fast, shrink):
+    """Returns `decode`'s result; raises as `read_image`."""
     data = read_bytes(path, MAX_FILE)
     with image_faults(path):
-        return decode(data, True, 8)[1]
+        return decode(data, fast, shrink)
 
 
 @contextlib.contextmanager
@@ -93,37 +90,33 @@ def image_faults(path):
 
 
 def decode(data, fast, shrink):
-    """Decodes an image: see `read_image`; raises whatever decoders raise.
-
-    Returns:
-        RGB array, and the image's own width and height.
-    """
+    """Returns an RGB array, see `read_image`, and the image's own size."""
     if not data.startswith(JPEG):
-        return decode_with_pillow(data, FORMATS, shrink)
+        return decode_with_pillow(data, shrink)
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         if 'subsampling' not in str(error):
             raise
         # Colours sampled in a rare way (4:1:0) are Pillow's to judge.
-        return decode_with_pillow(data, ['JPEG'], shrink)
+        return decode_with_pillow(data, shrink)
     check_pixels(width, height)
-    if colors in CMYK:
+    if colors in ('CMYK', 'YCCK'):
         simplejpeg.decode_jpeg(data, 'CMYK')  # strictly; Pillow converts
-        return decode_with_pillow(data, ['JPEG'], shrink)
+        return decode_with_pillow(data, shrink)
     return simplejpeg.decode_jpeg(
         data, fastupsample=fast, min_height=-(-height // shrink),
         min_width=-(-width // shrink)), (width, height)
 
 
-def decode_with_pillow(data, formats, shrink):
-    """Decodes an image with Pillow; see `decode`."""
-    with Image.open(io.BytesIO(data), formats=formats) as image:
+def decode_with_pillow(data, shrink):
+    """Decodes an image as `decode` does."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         check_pixels(*image.size)
         if image.mode.startswith(('I', 'F')):  # Pillow would cut off above 255
             raise ValueError('its grey levels have more than 8 bits')
         image.verify()  # a PNG's checksums, which decoding passes over
-    with Image.open(io.BytesIO(data), formats=formats) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return np.asarray(image.convert('RGB').reduce(shrink)), image.size
 
 

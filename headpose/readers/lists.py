@@ -30,12 +30,7 @@ def list_lines(data):
     """Returns the line numbers and names in the bytes of a list.
 
     Bytes that are no UTF-8 become surrogates, as in Python's file names.
-
-    Raises:
-        ValueError: the bytes are no text.
     """
-    if b'\0' in data:  # UTF-16, or no text at all
-        raise ValueError
     text = data.decode('utf-8-sig', 'surrogateescape')
     lines = re.split('\r\n|\r|\n', text)
     return [(number, line.strip()) for number, line in enumerate(lines, 1)
@@ -44,35 +39,27 @@ def list_lines(data):
 
 def can_be_listed(name):
     """Says whether a list would give a name back as it is."""
-    return list_lines(
-        name.encode('utf-8', 'surrogateescape')) == [(1, name)]
+    data = name.encode('utf-8', 'surrogateescape')
+    return list_lines(data) == [(1, name)]
 
 
 def read_list(path):
-    """Returns the names in a filename_list.txt; see `read_numbered_list`."""
-    return list(read_numbered_list(path))
-
-
-def read_numbered_list(path):
     """Returns a dict of a list's names, normalised, to their lines' numbers.
 
     Raises:
-        DataError: there is no such file, the list is empty, or a name leaves
-            the data folder or is listed twice (its image would count twice,
-            and could be on both sides of the split).
+        DataError: the list is missing or empty, or a name leaves the data
+            folder or is listed twice (it could be on both sides of a split).
     """
     try:
         with open(path, 'rb') as file:
-            lines = list_lines(file.read())
+            data = file.read()
     except OSError as error:
         raise fault(path, f'{error.strerror}; filename_generator.py writes '
                     'the list') from None
-    except ValueError:
-        raise fault(path, 'is not a text file in UTF-8') from None
-    if not lines:
-        raise fault(path, 'lists no image')
+    if b'\0' in data:  # UTF-16, or no text at all
+        raise fault(path, 'is not a text file in UTF-8')
     names = {}
-    for number, line in lines:
+    for number, line in list_lines(data):
         name = os.path.normpath(line)
         if leaves_folder(name):
             raise fault(path, f'line {number}: {printable(line)} lies outside '
@@ -81,6 +68,8 @@ def read_numbered_list(path):
             raise fault(path, f'line {number}: {printable(line)} is listed '
                         f'already, in line {names[name]}')
         names[name] = number
+    if not names:
+        raise fault(path, 'lists no image')
     return names
 
 
@@ -90,40 +79,29 @@ def leaves_folder(name):
 
 
 def listed_images(data_dir, filename_list):
-    """Returns a dict of the names in a list to their image files.
-
-    Raises:
-        DataError: a name has no image, or two.
-    """
-    images, found, names = {}, {}, read_numbered_list(filename_list)
+    """Returns a dict of the names in a list to their image files."""
+    images, found, names = {}, {}, read_list(filename_list)
     for folder in {os.path.dirname(name) for name in names}:
         if os.path.isdir(os.path.join(data_dir, folder)):
             found |= find_images(data_dir, folder)
     for name, number in names.items():
-        files = found.get(name, [])
-        if len(files) > 1:
-            raise fault(os.path.join(data_dir, files[0]),
-                        two_images(name, files[1:]))
-        if not files:
-            extension = os.path.splitext(name)[1].lower()
+        if name not in found:
+            no_name = name.startswith('#') or name.lower().endswith(
+                (*ENDINGS, '.mat'))
             raise fault(
                 os.path.join(data_dir, name + '.jpg'), 'no such file, but '
                 f'{printable(filename_list)} lists it in line {number}'
-                + (': lists hold names without .jpg or .mat, one a line, and '
-                   'nothing else' if name.startswith('#')
-                   or extension in (*ENDINGS, '.mat') else ''))
-        images[name], = files
+                + no_name * (': lists hold names without .jpg or .mat, one a '
+                             'line, and nothing else'))
+        images[name], *others = found[name]
+        if others:
+            raise fault(os.path.join(data_dir, images[name]),
+                        two_images(name, others))
     return images
 
 
 def read_annotations(data_dir, filename_list, landmarks='visible'):
-    """Reads the .mat files of all listed images; see `mat.face_box`.
-
-    Raises:
-        DataError: a listed file is missing, damaged or out of range.
-    """
-    if not os.path.isdir(data_dir):
-        raise fault(data_dir, 'no such data folder')
+    """Reads the listed .mat files; see `datasets.read_annotations`."""
     images = listed_images(data_dir, filename_list)
     items = [(os.path.join(data_dir, name + '.mat'), landmarks)
              for name in images]

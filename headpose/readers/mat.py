@@ -14,8 +14,8 @@ from headpose.files import printable, read_bytes
 from headpose.geometry.crop import crop_problem
 
 WANTED = ('Pose_Para', 'pt2d')
-# Bytes of a file; the releases' have some 10,000.  A packed file may unpack
-# to a thousand times its size.
+# Bytes; the releases' files have 10,000.  A packed file may unpack to 1,000
+# times its size.
 MAX_MAT = 2 ** 22
 
 
@@ -27,8 +27,7 @@ def read_mat(path):
         pt2d: float64 array (2, K), the landmarks' x and y in pixels.
 
     Raises:
-        DataError: the file is missing, damaged, or has no finite Pose_Para
-            and pt2d.
+        DataError: the file is damaged, or has no finite Pose_Para and pt2d.
     """
     data = read_bytes(path, MAX_MAT)
     try:
@@ -51,14 +50,12 @@ def read_mat(path):
 
 
 def real_array(name, values):
-    """Returns a field of a .mat file as float64; ValueError: it is no array.
-
-    Text, complex numbers and arrays of arrays are among SciPy's answers.
-    """
+    """Returns a field as float64; ValueError: it is text, complex, sparse."""
+    if values is None:
+        raise ValueError(f'it has no {name}')
     array = np.asarray(values)
     if array.dtype.kind not in 'fiu':
-        raise ValueError(f'{name} is no array of real numbers'
-                         if values is not None else f'it has no {name}')
+        raise ValueError(f'{name} is no array of real numbers')
     return array.astype(np.float64)
 
 
@@ -84,10 +81,7 @@ def face_box(pt2d, landmarks='visible'):
 
 
 def read_labels(path, landmarks='visible'):
-    """Returns the angles and the face box of a .mat file.
-
-    See `read_mat` and `face_box`; a `DataError` of either names the file.
-    """
+    """Returns a .mat file's angles and box; see `read_mat`, `face_box`."""
     angles, pt2d = read_mat(path)
     try:
         return angles, face_box(pt2d, landmarks)

@@ -31,59 +31,40 @@ def find_pairs(folder, dataset, include_flips=False):
     Returns:
         pairs: sorted (name, image file, None), relative to the folder.
         bad: a line for each name that is no pair, sorted.
-
-    Raises:
-        DataError: a folder cannot be read.
     """
+    subfolders = [''] if dataset != '300W_LP' else [
+        entry.name for entry in os.scandir(folder)
+        if entry.is_dir() and entry.name not in NOT_PAIRS
+        and not entry.name.startswith('.')
+        and (include_flips or not entry.name.endswith('_Flip'))]
     pairs, bad = [], []
-    try:
-        for subfolder in find_subfolders(folder, dataset, include_flips):
-            images = find_images(folder, subfolder)
-            mats = find_images(folder, subfolder, ('.mat',))
-            for name in images.keys() | mats.keys():
-                file, *others = images.get(name) or mats[name]
-                problem = (
-                    f'has no image ({", ".join(ENDINGS)})'
-                    if name not in images else 'has no .mat'
-                    if name not in mats else two_images(name, others)
-                    if others else None if can_be_listed(name) else
-                    'no list can hold this name: it has a line end, or '
-                    'starts or ends with a space')
-                if problem:
-                    bad.append(f'{printable(file)}: {problem}')
-                else:
-                    pairs.append((name, file, None))
-    except OSError as error:
-        raise fault(error.filename, error.strerror) from None
+    for subfolder in subfolders:
+        images = find_images(folder, subfolder)
+        mats = find_images(folder, subfolder, ('.mat',))
+        for name in images.keys() | mats.keys():
+            file, *others = images.get(name) or mats[name]
+            if name not in images:
+                problem = f'has no image ({", ".join(ENDINGS)})'
+            elif name not in mats:
+                problem = 'has no .mat'
+            elif others:
+                problem = two_images(name, others)
+            elif not can_be_listed(name):
+                problem = ('no list can hold this name: it has a line end, or '
+                           'starts or ends with a space')
+            else:
+                pairs.append((name, file, None))
+                continue
+            bad.append(f'{printable(file)}: {problem}')
     return sorted(pairs), sorted(bad)
 
 
-def find_subfolders(folder, dataset, include_flips):
-    """Returns the folders of a data set that may hold pairs."""
-    if dataset != '300W_LP':
-        return ['']
-    return [entry.name for entry in os.scandir(folder)
-            if entry.is_dir() and entry.name not in NOT_PAIRS
-            and not entry.name.startswith('.')
-            and (include_flips or not entry.name.endswith('_Flip'))]
-
-
 def find_rows(folder, dataset, path):
-    """Lists the images of a table of labels, as `find_pairs` does.
-
-    Args:
-        folder: that the images are relative to.
-        dataset: 'BIWI', whose table has only boxes, or another.
-        path: of the table.
-
-    Returns:
-        pairs: sorted (name, image file, `table.Row`).
-        bad: a line for each row that cannot be used.
-    """
+    """Lists a table's images as `find_pairs` does, each with its `Row`."""
     table = (biwi.read_boxes(folder, path)[0] if dataset == 'BIWI'
              else read_table(path))
-    return sorted(((row.name, row.image, row) for row in table.rows),
-                  key=lambda pair: pair[0]), table.bad
+    pairs = {row.name: (row.name, row.image, row) for row in table.rows}
+    return [pairs[name] for name in sorted(pairs)], table.bad
 
 
 def check_pairs(folder, pairs, workers):
@@ -98,26 +79,22 @@ def check_pair(path, image, row=None):
     """Reads an image and its labels as strictly as training and test do.
 
     Args:
-        path: of the image without extension; the labels' file is named so.
-        image: path of the image.
+        path, image: of the image, without and with extension.
         row: the image's `table.Row`; None: the labels are in a .mat file.
 
     Returns:
         The angle beyond +-99 degrees, in words; None for a good pair.
-
-    Raises:
-        DataError: the image or its labels cannot be used.
     """
     try:
         if row is None:
             angles, box = read_labels(f'{path}.mat')
         else:
-            box = row.box
-            angles = (biwi.frame_angles(path) if row.angles is None
-                      else row.angles)
+            angles, box = row.angles, row.box
+        if angles is None:
+            angles = biwi.frame_angles(path)
         if problem := crop_problem(box, *check_image(image)):
             raise fault(image, problem)
     except DataError as error:
-        raise DataError(f'{row.where}: {error}' if row
-                        else str(error)) from None
+        where = f'{row.where}: ' if row else ''
+        raise DataError(f'{where}{error}') from None
     return beyond_range(angles)

@@ -1,4 +1,5 @@
 """Reads many files in worker processes, which a damaged file may crash."""
+import itertools
 import multiprocessing
 import os
 import signal
@@ -27,15 +28,15 @@ def map_files(function, items, workers=None, chunk=64):
         The result of each item in order, or its `DataError`.
     """
     workers = workers or min(8, os.cpu_count() or 1)
-    start = 0
-    while start < len(items):
+    done = 0
+    while done < len(items):
         try:
-            for results in run_chunks(function, items[start:], workers, chunk):
-                start += len(results)
-                yield from results
+            for result in map_chunks(function, items[done:], workers, chunk):
+                done += 1
+                yield result
         except BrokenProcessPool:
-            part = items[start:start + chunk]
-            start += len(part)
+            part = items[done:done + chunk]
+            done += len(part)
             if chunk > 1:
                 yield from map_files(function, part, 1, 1)
             else:  # one worker has sent the results of all earlier items
@@ -43,33 +44,23 @@ def map_files(function, items, workers=None, chunk=64):
                             'crashed, or ran out of memory')
 
 
-def run_chunks(function, items, workers, chunk):
-    """Yields the results of each chunk of items, lists, in order.
-
-    Raises:
-        BrokenProcessPool: a worker crashed.
-    """
-    starts = range(0, len(items), chunk)
-    with ProcessPoolExecutor(min(workers, len(starts)),
+def map_chunks(function, items, workers, chunk):
+    """Yields results as `map_files`; a crash raises BrokenProcessPool."""
+    with ProcessPoolExecutor(min(workers, -(-len(items) // chunk)),
                              initializer=start_worker) as pool:
         try:
-            for future in [pool.submit(call_each, function,
-                                       items[start:start + chunk])
-                           for start in starts]:
-                yield future.result()
+            yield from pool.map(call, itertools.repeat(function), items,
+                                chunksize=chunk)
         finally:  # an interruption does not wait for the other chunks
             pool.shutdown(cancel_futures=True)
 
 
-def call_each(function, items):
-    """Returns the function's result, or its `DataError`, for each item."""
-    results = []
-    for item in items:
-        try:
-            results.append(function(*item))
-        except DataError as error:
-            results.append(error)
-    return results
+def call(function, arguments):
+    """Returns the function's result, or its `DataError`."""
+    try:
+        return function(*arguments)
+    except DataError as error:
+        return error
 
 
 def start_worker():

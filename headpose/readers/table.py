@@ -38,7 +38,7 @@ from headpose.files import printable, read_bytes
 from headpose.geometry.crop import crop_problem
 from headpose.geometry.pose import AXES, MAX_ANGLE, beyond_range
 from headpose.readers.lists import (Annotations, can_be_listed, leaves_folder,
-                                    read_numbered_list)
+                                    read_list)
 
 MAX_TABLE = 2 ** 28  # bytes
 BOX = ('x_min', 'y_min', 'x_max', 'y_max')
@@ -50,7 +50,6 @@ OTHER_NAMES = {'image': ('path', 'file'), 'x_min': ('tl_x',),
 # -9.327, which HopeNet's conversion of its pose.txt puts at 9.327.
 OPAL23 = ['#', 'image', 'tl_x', 'tl_y', 'br_x', 'br_y', *AXES]
 OPAL23_SIGNS = (-1, 1, 1)
-LONGEST = 40  # characters of a cell that a message shows
 
 
 class Row(NamedTuple):
@@ -106,13 +105,7 @@ def read_table(path, with_angles=True):
 
 
 def read_records(path, data):
-    """Returns line numbers and cells of the records in a file's bytes.
-
-    The first has the names of columns.
-
-    Raises:
-        DataError: the bytes are no records of several cells.
-    """
+    """Returns the line numbers and cells of the records in a file's bytes."""
     if b'\0' in data:  # UTF-16, or no text at all
         raise fault(path, 'is not a text file in UTF-8')
     text = data.decode('utf-8-sig', 'surrogateescape')
@@ -126,23 +119,18 @@ def read_records(path, data):
     records, line = [], 1
     try:
         for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            if any(cells):
-                records.append((line, cells))
+            records.append((line, [cell.strip() for cell in cells]))
             line = reader.line_num + 1
     except csv.Error as error:
         raise fault(path, f'line {line}: {error}') from None
+    records = [(line, cells) for line, cells in records if any(cells)]
     if not records:
         raise fault(path, 'is empty')
     return records
 
 
 def column_names(path, line, header):
-    """Returns our names of a table's columns, and the signs of its angles.
-
-    Raises:
-        DataError: two columns in the header, a list of names, have one name.
-    """
+    """Returns our names of a table's columns, and the signs of its angles."""
     names = [name.lower() for name in header]
     while not names[-1]:  # Opal23's line ends in a separator
         names.pop()
@@ -154,9 +142,9 @@ def column_names(path, line, header):
             raise fault(path, f'line {line}: there are two columns '
                         f'{printable(name)}')
     for name, others in OTHER_NAMES.items():
-        other = next((other for other in others if other in names), None)
-        if other and name not in names:
-            names[names.index(other)] = name
+        for other in others:
+            if other in names and name not in names:
+                names[names.index(other)] = name
     return names, signs
 
 
@@ -165,17 +153,11 @@ def read_row(where, names, cells, axes, signs):
 
     Args:
         where: the file and the line.
-        names, cells: lists of equal length; empty cells at the end do not
-            count.
+        names, cells: of equal length, but for empty cells at the end.
         axes: the names of the angles' columns; none: no angles.
         signs: of the angles.
-
-    Raises:
-        DataError: the row cannot be used.
     """
-    while len(cells) > len(names) and not cells[-1]:
-        cells = cells[:-1]
-    if len(cells) != len(names):
+    if len(cells) < len(names) or any(cells[len(names):]):
         raise DataError(f'there are {len(cells)} cells, where the first line '
                         f'names {len(names)} columns')
     values = dict(zip(names, cells))
@@ -192,11 +174,10 @@ def read_row(where, names, cells, axes, signs):
                              for name in columns]) for columns in (BOX, axes))
     if problem := crop_problem(box):
         raise DataError(problem)
-    group = values.get('group')
-    if group == '':
+    if values.get('group') == '':
         raise DataError('the group is not named')
     return Row(where, name, image, box, angles * signs if axes else None,
-               group)
+               values.get('group'))
 
 
 def read_number(name, text):
@@ -204,7 +185,7 @@ def read_number(name, text):
     try:
         value = float(text)
     except ValueError:
-        raise DataError(f'{name}: {text[:LONGEST]!r} is not a number'
+        raise DataError(f'{name}: {text[:40]!r} is not a number'
                         + (', decimals take a point' if ',' in text else '')
                         ) from None
     if not np.isfinite(value):
@@ -213,17 +194,13 @@ def read_number(name, text):
 
 
 def chosen_rows(table, filename_list=None):
-    """Returns a table's rows of the images in a list, in its order, or all.
-
-    Raises:
-        DataError: a row is missing or cannot be used.
-    """
-    if filename_list is None and table.bad:
-        raise DataError(table.bad[0])
+    """Returns a table's rows of the images in a list, in its order, or all."""
     if filename_list is None:
+        if table.bad:
+            raise DataError(table.bad[0])
         return table.rows
     by_name = {row.name: row for row in table.rows}
-    names = read_numbered_list(filename_list)
+    names = read_list(filename_list)
     for name, number in names.items():
         if name not in by_name:
             raise fault(filename_list, f'line {number}: {printable(name)} is '
@@ -237,24 +214,18 @@ def annotate(data_dir, table, filename_list=None, angles_of=None):
     """Returns the `Annotations` of a `LabelTable`'s rows.
 
     Args:
-        data_dir: the folder that the images' names are relative to.
+        data_dir, filename_list: see `datasets.read_annotations`.
         table: a `LabelTable`.
-        filename_list: a list of some of its images; None for all.
         angles_of: returns the angles of an image, given its path without
             extension; None: the row has them.
-
-    Raises:
-        DataError: an image is missing, damaged or out of range.
     """
-    if not os.path.isdir(data_dir):
-        raise fault(data_dir, 'no such data folder')
     rows, angles = chosen_rows(table, filename_list), []
     for row in rows:
         image = os.path.join(data_dir, row.image)
         if not os.path.isfile(image):
             raise fault(image, f'no such file, but it is in {row.where}')
-        angles.append(angles_of(os.path.join(data_dir, row.name))
-                      if angles_of else row.angles)
+        angles.append(row.angles if angles_of is None else
+                      angles_of(os.path.join(data_dir, row.name)))
         if beyond := beyond_range(angles[-1]):
             raise DataError(f'{row.where}: {beyond}; filename_generator.py '
                             'leaves such images out of its list')

@@ -1,11 +1,10 @@
 """A training run: one epoch, evaluation, fit.
 
-It knows no data set, no network by name and no command line.  A script, or a
-notebook, hands it a `hopenet.PoseNetwork` and loaders (see datasets.py) of
-batches: uint8 images (N, 3, H, W), angles (N, 3) in degrees, indices (N,).
+A script, or a notebook, hands it a `hopenet.PoseNetwork` and loaders (see
+datasets.py) of batches: uint8 images (N, 3, H, W), angles (N, 3) in degrees,
+indices (N,).
 
-    result = evaluate(model, loader)
-    result.errors.mean(0)        # of yaw, pitch, roll
+    evaluate(model, loader).errors.mean(0)  # of yaw, pitch, roll
 """
 import contextlib
 from typing import NamedTuple
@@ -36,12 +35,6 @@ class Trainer:
         optimizer: of the model's parameters.
         recipe: a `Recipe`.
         device: 'cpu' or 'cuda:N'.
-
-    Attributes:
-        ddp_model: computes the logits; of several processes, with their
-            common gradients.
-        scaler: of the gradients, for fp16.
-        average: moving average of the weights, or None.
     """
 
     def __init__(self, model, optimizer, recipe=Recipe(), device='cpu'):
@@ -54,7 +47,7 @@ class Trainer:
                         else None)
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
-        self.ddp_model = model
+        self.ddp_model = model  # of several processes, with common gradients
         if world_size() > 1:
             if device != 'cpu':  # synchronised statistics need a GPU
                 torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -82,11 +75,7 @@ class Trainer:
     def load_optimizer_state(self, checkpoint):
         """Restores optimizer, average and scaler; rates are the recipe's.
 
-        Args:
-            checkpoint: see `checkpoint.read_last`.
-
-        Raises:
-            WeightsError: a part of it does not fit.
+        Raises WeightsError if a part of the checkpoint does not fit.
         """
         try:
             self.optimizer.load_state_dict({
@@ -97,22 +86,16 @@ class Trainer:
                 self.average.n_averaged.fill_(checkpoint['averaged'])
             if checkpoint['scaler'] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(checkpoint['scaler'])
-        # PyTorch documents no list of errors.
-        except Exception as error:
+        except Exception as error:  # PyTorch documents no list of errors
             raise WeightsError('holds no optimizer state of this run '
                                f'({type(error).__name__})') from None
 
 
 def weight_average(model, decay):
-    """Returns an exponential moving average of a network's state.
+    """Returns an exponential moving average of weights and statistics.
 
-    Running statistics are averaged as the weights are.  The decay grows from
-    little to its own value, so that an early average does not consist of
-    initial weights.
-
-    Args:
-        model: the network that is trained.
-        decay: share of the average that a step keeps, below 1.
+    Of the average a step keeps the share `decay`, below 1, and less at first:
+    an early average does not consist of initial weights.
     """
     def update(averaged, current, count):
         early = (1 + int(count)) / (10 + int(count))
@@ -126,14 +109,9 @@ def weight_average(model, decay):
 def train_epoch(trainer, loader, epoch=1):
     """Trains one epoch; returns the mean loss over its images.
 
-    Args:
-        trainer: a `Trainer`.
-        loader: of this process's part of each batch.
-        epoch: from 1; order, augmentation and rates depend on it.
-
-    Raises:
-        RunError: the loss is not finite; the message names epoch and step.
-        Interrupted: a signal came.
+    The loader has this process's part of each batch.  Order, augmentation and
+    rates depend on `epoch`, from 1.  Raises RunError if the loss is not
+    finite, Interrupted if a signal came.
     """
     model, optimizer, recipe = trainer.model, trainer.optimizer, trainer.recipe
     model.set_train_mode(recipe.as_published and epoch > 1)
@@ -149,8 +127,7 @@ def train_epoch(trainer, loader, epoch=1):
                 with autocast(trainer.device, recipe.amp):
                     logits = trainer.ddp_model(model.normalize(part))
                 loss = model.loss(logits, true, recipe.alpha).sum()
-                # DDP takes the mean over the processes; the step is along the
-                # mean over the batch of all of them.
+                # DDP takes the mean over processes, the step that over images.
                 trainer.scaler.scale(loss * (world_size() / size)).backward()
             losses[-1] += loss.detach()
         trainer.scaler.step(optimizer)
@@ -165,10 +142,7 @@ def train_epoch(trainer, loader, epoch=1):
 
 
 def batch_parts(images, angles, trainer):
-    """Yields the parts of a batch on the device, and whether it is the last.
-
-    There are up to `recipe.accumulate` parts.
-    """
+    """Yields a batch's `accumulate` parts, and whether each is the last."""
     count = trainer.recipe.accumulate
     parts = images.chunk(count), torch.as_tensor(angles).chunk(count)
     for number, (part, true) in enumerate(zip(*parts), 1):
@@ -217,7 +191,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(model, loader, alpha=2.0, flip=False):
-    """Runs a network over all images of a loader, each once.
+    """Returns the `Evaluation` of a network on all images of a loader.
 
     With several processes each takes a part of the images, and all return
     the result of all.
@@ -227,12 +201,6 @@ def evaluate(model, loader, alpha=2.0, flip=False):
         loader: see `datasets.evaluation_loader`.
         alpha: weight of the squared error in the loss.
         flip: see `PoseNetwork.predict`.
-
-    Returns:
-        An `Evaluation`.
-
-    Raises:
-        Interrupted: a signal came.
     """
     model.eval()
     # Index, predicted and true angles, loss, deviation.
@@ -262,13 +230,8 @@ def fit(trainer, loaders, run):
 
     Returns:
         The log, a DataFrame with a row for each epoch.
-
-    Raises:
-        RunError: the loss is not finite, or a file cannot be written.
-        Interrupted: a signal came; the last epoch's checkpoint is whole.
     """
-    recipe = trainer.recipe
-    training, validation = loaders
+    recipe, (training, validation) = trainer.recipe, loaders
     if recipe.as_published:
         print(published_text(trainer.model))
     warn_if_busy(trainer.device)
@@ -282,11 +245,8 @@ def fit(trainer, loaders, run):
             result = evaluate(trainer.best_model, validation, recipe.alpha)
             run.add_epoch(lr, loss, result)
             if process_rank() == 0:
-                if run.is_best():
-                    run.write_best(trainer)
-                run.write_last(trainer)
-                run.write_log()
-                run.write_curves()
+                run.write_best_and_last(trainer)
+                run.write_log_and_curves()
             run.print_epoch()
     report_training(loaders, run)
     return run.log()

@@ -1,7 +1,6 @@
 """The command lines of training, test, generator and export.
 
-Nothing here imports PyTorch, which takes seconds: a script parses its options
-before its slow imports, so that --help and mistakes are answered at once.
+Nothing here imports PyTorch: --help and mistakes are answered at once.
 """
 import argparse
 import math
@@ -32,9 +31,8 @@ def number(kind, low, high=math.inf):
         if not low <= value <= high:  # NaN, too
             raise ValueError
         return value
-    checked.__name__ = f'{kind.__name__} of at least {low}'  # for its message
-    if high < math.inf:
-        checked.__name__ += f' and at most {high}'
+    checked.__name__ = f'{kind.__name__} of at least {low}' + (
+        f' and at most {high}' if high < math.inf else '')  # for its message
     return checked
 
 
@@ -52,27 +50,16 @@ def torchrun_value(name, default):
     return default
 
 
-def loaders_default():
-    """Returns how many processes should load images for this one."""
-    return max(1, min(8, cores() // torchrun_value('LOCAL_WORLD_SIZE', 1)))
-
-
 def checkpoint_path(text):
-    """Parses --output: a name that ends in .pkl, and is more than that."""
+    """Parses --output, a name that ends in .pkl."""
     if not os.path.basename(text).removesuffix('.pkl') or text[-4:] != '.pkl':
-        raise ValueError
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no name that ends in .pkl')
     return text
 
 
-# For argparse's message.
-checkpoint_path.__name__ = 'name that ends in .pkl'
-
-
 def sibling(output, ending):
-    """Returns the path of a file that is named after the best checkpoint.
-
-    Only .pkl is taken off: of lr0.001 and lr0.002 nothing may be the same.
-    """
+    """Returns the path of a file that is named after the best checkpoint."""
     return str(output).removesuffix('.pkl') + ending
 
 
@@ -84,7 +71,7 @@ def plain_parser(description):
 
 
 def new_parser(description):
-    """Returns a parser of what all scripts have in common."""
+    """Returns a parser with --gpu."""
     parser = plain_parser(description)
     parser.add_argument(
         '--gpu', type=number(int, -1), default=0, metavar='N',
@@ -92,24 +79,26 @@ def new_parser(description):
     return parser
 
 
-def base_parser(description, data_dir, batch_size=32):
+def base_parser(description, dataset, data_dir):
     """Returns a parser of what training and testing have in common."""
     parser = new_parser(description)
     add = parser.add_argument
+    add('--dataset', choices=DATASETS, default=dataset, metavar='NAME',
+        help=', '.join(DATASETS))
     add('--data_dir', default=data_dir, metavar='DIR',
         help=f'folder of the data set; default: {data_dir}')
     add('--filename_list', metavar='FILE',
         help='default: filename_list.txt in the data folder; with --labels, '
         'all rows')
     add('--labels', **LABELS)
-    add('--batch_size', type=number(int, 1), default=batch_size, metavar='N')
+    add('--batch_size', type=number(int, 1), default=32, metavar='N')
     add('--landmarks', choices=('visible', 'raw'), default='visible',
         help="box around AFLW2000's visible landmarks, or (the published "
         'protocol) all, with those at x=-1; default: visible')
+    share = cores() // torchrun_value('LOCAL_WORLD_SIZE', 1)
     add('--workers', type=number(int, 0), metavar='N',
-        default=loaders_default(),
-        help='processes that load images; default: the cores, at most 8 for '
-        'each process that trains')
+        default=max(1, min(8, share)),
+        help='processes that load images; default: the cores, at most 8')
     return parser
 
 
@@ -124,42 +113,38 @@ def check_boxes(parser, options):
 def training_parser(description, network):
     """Returns the parser of a training script.
 
-    The defaults are the document's recipe; train.sh repeats them for its
-    reader to edit.
+    The defaults are the document's recipe, which train.sh repeats.
     """
-    parser = base_parser(description, './data/300W_LP/')
+    parser = base_parser(description, 'Pose_300W_LP', './data/300W_LP/')
     add = parser.add_argument
     if network == 'attnet':
         add('--attention', choices=('cbam', 'none'), default='cbam',
             help="none: HopeNet's plain ResNet-50")
     else:
         add('--backbone', choices=BACKBONES, default='shufflenet',
-            metavar='NAME', help=', '.join(BACKBONES) + '; default: '
-            'shufflenet')
+            help='default: shufflenet')
         add('--width', type=float, choices=(0.5, 1.0, 1.5, 2.0), default=1.0,
             help="shufflenet's channel multiplier; default: 1.0")
-    add('--dataset', default='Pose_300W_LP', metavar='NAME')
     add('--num_epochs', type=number(int, 1), default=25, metavar='N')
-    add('--lr', type=number(float, 0), default=1e-5,
-        help='base learning rate')
+    add('--lr', type=number(float, 0), default=1e-5, help='base rate')
     add('--lr_steps', type=number(int, 1), nargs='*', default=[8, 18],
         metavar='EPOCH', help='epochs after which it falls to a tenth')
     add('--head_factor', type=number(float, 0), default=5,
         help='learning rate of the heads over the base; default: 5')
     add('--one_cycle', action='store_true',
-        help='warm up for a tenth of the epochs, then fall along a cosine, '
-        'step by step, instead of --lr_steps')
+        help='instead of --lr_steps, warm up for a tenth of the epochs, then '
+        'fall along a cosine, step by step')
     add('--weight_decay', type=number(float, 0), default=0.0,
         help='of weights; biases and batch norms have none')
     add('--ema', type=number(float, 0, 0.999999), default=0.0,
         metavar='DECAY', help='validate and keep an exponential moving '
-        'average of the weights, e.g. 0.999; default: 0, the last weights')
+        'average of the weights, e.g. 0.999')
     add('--alpha', type=number(float, 0), default=2.0,
         help='weight of the squared error in the loss')
     add('--image_size', type=number(int, 64, CROP_SIZES[1]), default=[224],
         nargs='+', dest='image_sizes', metavar='PIXELS',
-        help='side of the crops; of several, each has an equal part of the '
-        'epochs, and the last is that of validation')
+        help='side of the crops; several share the epochs equally, and the '
+        'last is that of validation')
     add('--no_augment', dest='augment', action='store_false',
         help='train on the fixed crops of the test protocol')
     add('--split', choices=('photo', 'image'), default='photo',
@@ -167,11 +152,16 @@ def training_parser(description, network):
     add('--split_seed', type=number(int, 0), default=0, metavar='N')
     add('--seed', type=number(int, 0), default=0, metavar='N',
         help='of initial weights, order and augmentation')
+    add('--pretrained', default='imagenet', metavar='imagenet|none|FILE',
+        help="torchvision's ImageNet weights (default), a fresh start, or a "
+        "file: torchvision's, the CBAM release's, or a trained network's, "
+        'which goes on with its heads')
+    add('--batch_norms', choices=('frozen', 'live'), default='frozen',
+        help="--pretrained's statistics: kept (default), or estimated anew")
     add('--output', type=checkpoint_path, metavar='FILE.pkl',
         help='best checkpoint; others are named after it; default: '
         + CHECKPOINTS[network] + (
             ', or after the --backbone' if network == 'shufflenet' else ''))
-    add_start_options(parser.add_argument_group('start'))
     add_augmentation(parser.add_argument_group(
         "augmentation beyond HopeNet's"))
     add_run_options(parser.add_argument_group('long runs'))
@@ -179,39 +169,25 @@ def training_parser(description, network):
     return parser
 
 
-def add_start_options(group):
-    """Adds what training starts from."""
-    add = group.add_argument
-    add('--pretrained', default='imagenet', metavar='imagenet|none|FILE',
-        help="torchvision's ImageNet weights (default), a fresh start, or a "
-        "file: torchvision's, the official CBAM release's, or a trained "
-        "network's of this project or HopeNet's, which goes on with its heads")
-    add('--batch_norms', choices=('frozen', 'live'), default='frozen',
-        help='statistics that come with --pretrained: kept as they are '
-        '(default), or estimated anew from the batches')
-
-
 def add_augmentation(group):
-    """Adds what training may do to its images; see `transforms`."""
+    """Adds the options of `headpose.geometry.augment`."""
     add = group.add_argument
     add('--rotate', type=number(float, 0), default=0.0, metavar='DEGREES',
         help='turn each image in its plane, by up to so much')
-    add('--box_jitter', type=number(float, 0, 0.5), default=0.0,
-        metavar='SHARE', help='scale the face box by up to this share of its '
-        'size, and move it by up to half of that')
-    add('--color_jitter', type=number(float, 0, 0.9), default=0.0,
-        metavar='SHARE',
-        help='change brightness, contrast and saturation by up to this')
-    add('--low_resolution', type=number(float, 0, 1), default=0.0,
-        metavar='SHARE', help='take detail out of this share of the images')
-    add('--light', type=number(float, 0, 1), default=0.0, metavar='SHARE',
-        help='change the light of this share of the images: one side darker, '
-        'gamma, contrast, grey, noise')
-    add('--occlude', type=number(float, 0, 1), default=0.0, metavar='SHARE',
-        help='put dark glasses or a patch over this share of the faces')
-    add('--weak_end', type=number(float, 0, 1), default=0.0, metavar='SHARE',
-        help='in this last share of the epochs, do all of this a quarter as '
-        'much')
+    for name, most, text in (
+            ('--box_jitter', 0.5, 'scale the face box by up to this share of '
+             'its size, and move it by up to half of that'),
+            ('--color_jitter', 0.9, 'change brightness, contrast and '
+             'saturation by up to this'),
+            ('--low_resolution', 1, 'blur this share of the images'),
+            ('--light', 1, 'change the light of this share of the images: one '
+             'side darker, gamma, contrast, grey, noise'),
+            ('--occlude', 1, 'put dark glasses or a patch over this share of '
+             'the faces'),
+            ('--weak_end', 1, 'in this last share of the epochs, do all of '
+             'this a quarter as much')):
+        add(name, type=number(float, 0, most), default=0.0, metavar='SHARE',
+            help=text)
 
 
 def add_run_options(group):
@@ -220,8 +196,7 @@ def add_run_options(group):
     add('--resume', nargs='?', const='', metavar='FILE',
         help="go on with an interrupted run; default: the output's _last.pkl")
     add('--override', action='store_true',
-        help='resume although options differ from those of the run; they '
-        'apply from there on')
+        help='resume although options differ; they apply from there on')
     add('--overwrite', action='store_true',
         help="replace another run's checkpoints of the same name")
     add('--patience', type=number(int, 1), metavar='N',
@@ -229,16 +204,14 @@ def add_run_options(group):
     add('--deterministic', action='store_true',
         help='the same result each time on a GPU, too; slower')
     add('--as_published', action='store_true',
-        help="what the released code really did: its accidents, listed at "
-        'the start')
+        help="repeat the released code's accidents, listed at the start")
 
 
 def add_cost_options(group):
     """Adds the options that trade memory, time and precision."""
     add = group.add_argument
     add('--amp', choices=('auto', 'bf16', 'fp16', 'off'), default='auto',
-        help='mixed precision; auto: bf16 on GPUs that have it, and for the '
-        'ResNet on CPUs that have it')
+        help='mixed precision; auto: bf16 where it is faster')
     add('--channels_last', action=argparse.BooleanOptionalAction,
         default=True, help='memory layout of images')
     add('--compile', action='store_true',
@@ -248,20 +221,11 @@ def add_cost_options(group):
 
 
 def evaluation_parser(description, snapshot):
-    """Returns the parser of a testing script.
-
-    (It is not named test*: pytest would take it for a test.)
-
-    Args:
-        description: of the script.
-        snapshot: its default checkpoint.
-    """
-    parser = base_parser(description, './data/AFLW2000/')
+    """Returns the parser of a testing script, with its default checkpoint."""
+    parser = base_parser(description, 'AFLW2000', './data/AFLW2000/')
     add = parser.add_argument
-    add('--dataset', default='AFLW2000', metavar='NAME')
     add('--snapshot', default=snapshot, metavar='FILE',
-        help='checkpoint of a training script, or a bare state dict of '
-        f'HopeNet; default: {snapshot}')
+        help=f'checkpoint, or a state dict of HopeNet; default: {snapshot}')
     add('--image_size', type=number(int, 64), metavar='PIXELS',
         help='default: what the checkpoint was trained at, or 224')
     add('--protocol', choices=('ours', 'hopenet', 'fsanet'), default='ours',
@@ -269,27 +233,19 @@ def evaluation_parser(description, snapshot):
     add('--flip', action='store_true',
         help='give the mean rotation of each crop and of its mirror image')
     add('--predictions', metavar='FILE.csv',
-        help="write name, predicted and true angles, and the bins' spread, a "
-        'row an image')
+        help="write each image's name, angles, true angles and spread")
     add('--save_viz', action='store_true',
         help='draw predicted axes into output/images')
     add('--cube', action='store_true', help='--save_viz draws cubes')
     add('--report', metavar='DIR',
-        help='write report.html, a page with everything about the result, '
-        'and report.json, its numbers')
+        help='write report.html and its numbers, report.json')
     return parser
 
 
 def parse_training(description, network, argv=None):
-    """Parses the command line of a training script.
+    """Parses the options of a training script; `image_size` is validation's.
 
-    Args:
-        description: of the script.
-        network: 'attnet' or 'shufflenet'.
-        argv: list of strings, or None for the command line.
-
-    Returns:
-        The options; `image_size` is that of validation.
+    `network` is 'attnet' or 'shufflenet'.
     """
     parser = training_parser(description, network)
     options = checked(parser, parser.parse_args(argv))
@@ -297,9 +253,8 @@ def parse_training(description, network, argv=None):
     if backbone != network and (options.as_published or options.width != 1):
         parser.error('argument --backbone: --as_published and --width are of '
                      f'{network} alone')
-    if options.output is None:
-        options.output = CHECKPOINTS.get(backbone,
-                                         f'checkpoints/{backbone}.pkl')
+    options.output = options.output or CHECKPOINTS.get(
+        backbone, f'checkpoints/{backbone}.pkl')
     options.image_size = options.image_sizes[-1]
     if options.as_published:
         options.split = 'image'
@@ -319,9 +274,6 @@ def parse_evaluation(description, network, argv=None):
 
 def checked(parser, options):
     """Completes and checks the options of training or testing."""
-    if options.dataset not in DATASETS:
-        parser.error(f'argument --dataset: {options.dataset!r} is none of '
-                     + ', '.join(DATASETS))
     check_boxes(parser, options)
     name_list(options)
     processes = torchrun_value('WORLD_SIZE', 1)
@@ -332,7 +284,7 @@ def checked(parser, options):
 
 
 def name_list(options):
-    """Names the data folder's list, unless a table lists the images."""
+    """Takes the data folder's list, unless a table lists the images."""
     if options.filename_list is None and not options.labels:
         options.filename_list = os.path.join(options.data_dir,
                                              'filename_list.txt')

@@ -1,6 +1,8 @@
-"""How a network is trained: a recipe's values, and its learning rates."""
+"""How a network is trained: the values of a run, and its learning rates."""
 import dataclasses
 import math
+
+from headpose.geometry.augment import Augmentation
 
 RISE = 0.1            # share of a cycle in which the rates rise
 START = 1 / 25        # of its own rate, where a group's starts
@@ -14,11 +16,11 @@ class Recipe:
     The defaults are the document's, in float32.
 
     Attributes:
-        num_epochs: of the whole run, with the epochs before a resume.
+        num_epochs: of the whole run, with those before a resume.
         lr: base learning rate.
         lr_steps: epochs after which the rates fall to a tenth.
-        one_cycle: instead, raise the rates along a cosine for a tenth of the
-            run and let them fall along one to nearly 0 (Smith and Topin 2019).
+        one_cycle: instead, raise the rates for a tenth of the run and let
+            them fall to nearly 0, along cosines (Smith and Topin 2019).
         alpha: weight of the squared error in the loss.
         ema: decay of the averaged weights, which are validated and kept; 0
             for the weights themselves.
@@ -42,6 +44,17 @@ class Recipe:
     channels_last: bool = True
     compile: bool = False
 
+    @classmethod
+    def from_options(cls, options):
+        """Returns the recipe of a training script's options."""
+        return cls(
+            num_epochs=options.num_epochs, lr=options.lr,
+            lr_steps=options.lr_steps, one_cycle=options.one_cycle,
+            alpha=options.alpha, ema=options.ema, patience=options.patience,
+            as_published=options.as_published, amp=options.amp,
+            accumulate=options.accumulate, compile=options.compile,
+            channels_last=options.channels_last)
+
     def lr_factor(self, progress):
         """Returns the common factor of all rates after so many epochs."""
         if not self.one_cycle:
@@ -56,6 +69,16 @@ class Recipe:
         for group in optimizer.param_groups:
             group.setdefault('initial_lr', group['lr'])
             group['lr'] = group['initial_lr'] * self.lr_factor(progress)
+
+
+def augmentation_of(options):
+    """Returns the `Augmentation` of a training script's options, or None."""
+    if not options.augment:
+        return None
+    return Augmentation(
+        rotate=options.rotate, box_jitter=options.box_jitter,
+        color_jitter=options.color_jitter, light=options.light,
+        low_resolution=options.low_resolution, occlude=options.occlude)
 
 
 def cosine(start, end, share):

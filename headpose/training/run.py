@@ -16,11 +16,12 @@ import torchvision
 from matplotlib.figure import Figure
 from torch import distributed
 
-from headpose.errors import Interrupted, RunError, WeightsError, explain
+from headpose.errors import Interrupted, RunError, explain
 from headpose.files import atomic, os_reason, printable
 from headpose.geometry.pose import AXES, angles_text
-from headpose.training.checkpoint import (load_last, load_pretrained, on_cpu,
-                                          read_last, save_checkpoint)
+from headpose.training.checkpoint import (errors_named, load_last,
+                                          load_pretrained, on_cpu, read_last,
+                                          save_checkpoint)
 from headpose.training.options import sibling
 
 # Options that make a run: with another value it is another run.  Options not
@@ -61,9 +62,8 @@ def gather(value):
 def warn_if_busy(device):
     """Says that other programs slow training on the CPU down.
 
-    PyTorch's threads wait for each other by spinning, so that one without a
-    core of its own holds up all.  On two cores beside one busy program, two
-    threads trained ShuffleNetV2 at 40 images/s, one at 155.
+    PyTorch's threads wait for each other by spinning: on two cores beside one
+    busy program, two threads trained ShuffleNetV2 at 40 images/s, one at 155.
     """
     if (device == 'cpu' and torch.get_num_threads() > 1
             and not os.environ.get('OMP_NUM_THREADS')
@@ -75,23 +75,18 @@ def warn_if_busy(device):
 
 # ------------------------------------------------- the same run, or another
 
-def refuse_differences(path, before, now, override=False):
+def refuse_differences(path, before, now, override=False, names=RUN_OPTIONS):
     """Raises RunError if what makes a run is not what it was.
 
-    Args:
-        path: of the checkpoint, for the message.
-        before, now: plain dicts of options, or of hashes of the data.
-        override: let pass what can change.
-
-    Returns:
-        What differs: a dict of names to pairs, what it was and is.
+    `before` and `now` are plain dicts of options, or of hashes of the data;
+    `names` are compared, and `override` lets pass what can change.  Returns a
+    dict from the names that differ to pairs of values.
     """
-    names = RUN_OPTIONS | {'list', 'labels', 'table', 'split'}
     if now.get('one_cycle') or now.get('weak_end') or len(
             now.get('image_sizes', [])) > 1:
-        names.add('num_epochs')  # it shapes every epoch of the run
+        names = {*names, 'num_epochs'}  # it shapes every epoch of the run
     changed = {name: [before[name], now[name]] for name
-               in sorted(names & before.keys() & now.keys())
+               in sorted({*names} & before.keys() & now.keys())
                if before[name] != now[name]}
     if changed and not override:
         raise RunError(f'{path}: is of another run: {changes_text(changed)}; '
@@ -140,14 +135,13 @@ def provenance(options, loaders, device):
 
 def commit():
     """Returns the code's commit, marked if changed, or None without git."""
-    command = ['git', 'describe', '--always', '--abbrev=40', '--dirty']
     try:
-        done = subprocess.run(
-            command, cwd=os.path.dirname(os.path.abspath(__file__)),
-            text=True, capture_output=True, check=False)
+        return subprocess.run(
+            ['git', 'describe', '--always', '--abbrev=40', '--dirty'],
+            cwd=os.path.dirname(os.path.abspath(__file__)), text=True,
+            capture_output=True, check=False).stdout.strip() or None
     except OSError:
         return None
-    return done.stdout.strip() or None
 
 
 # ---------------------------------------------------------- the run's files
@@ -161,13 +155,9 @@ class Run:
     Args:
         output: path of the best checkpoint.
         options: plain dict, kept in the checkpoints.
-        resume: a `*_last.pkl` to go on from, or None.
+        resume: a `*_last.pkl` to go on from, or None; after an epoch, its.
         override: resume although options or data differ.
         overwrite: replace another run's checkpoints at `output`.
-
-    Raises:
-        WeightsError: `resume` is missing, damaged or no such checkpoint.
-        RunError: options differ from those of the run to be resumed.
     """
 
     def __init__(self, output, options=None, resume=None, override=False,
@@ -180,8 +170,7 @@ class Run:
         self.overwrite = overwrite
         self.rows = []         # of the log
         self.note = ''         # for the next of them
-        self.best_path = None  # the best epoch's checkpoint
-        self.saved = False     # the output has a checkpoint to go on from
+        self.has_best = False  # the output is this run's best epoch
         self.checkpoint = self.changed = None
         if resume:
             self.checkpoint = read_last(resume, self.output)
@@ -190,14 +179,9 @@ class Run:
 
     def load_weights(self, model, pretrained='imagenet',
                      batch_norms='frozen'):
-        """Loads what the run starts from: its checkpoint, or these weights.
+        """Loads the run's checkpoint, or else pretrained weights.
 
-        Args:
-            model: a fresh `hopenet.PoseNetwork`.
-            pretrained, batch_norms: see `checkpoint.load_pretrained`.
-
-        Raises:
-            WeightsError: a file is missing or does not fit.
+        Args: see `checkpoint.load_pretrained`.
         """
         if self.checkpoint:
             load_last(model, self.checkpoint, self.resume)
@@ -206,33 +190,36 @@ class Run:
 
     @contextlib.contextmanager
     def lock_output(self):
-        """Holds the output for this run, and keeps other runs' files.
+        """Locks the output for this run.
 
-        Raises:
-            RunError: another run is writing it, or its checkpoints are there,
-                or nothing can be written; before hours of training.
+        Raises RunError if another run is writing it, or has checkpoints there,
+        or nothing can be written; before hours of training.
         """
         if process_rank() > 0:  # process 0 writes
             yield
             return
         folder, name = os.path.split(self.output)
         # The empty file stays and means nothing by itself.
-        lock = filelock.FileLock(os.path.join(folder, f'.{name}.lock'))
+        path = os.path.join(folder, f'.{name}.lock')
         try:
-            if os.path.isdir(self.output):
-                raise IsADirectoryError('it is a folder')
             os.makedirs(folder or '.', exist_ok=True)
-            held = lock.acquire(timeout=0)
+            open(path, 'ab').close()
+            held = filelock.FileLock(path).acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunError(f'{self.output}: another run is writing it; '
+                           'wait, or give another --output') from None
         except OSError as error:
-            if isinstance(error, filelock.Timeout) and os.path.exists(
-                    lock.lock_file):
-                raise RunError(f'{self.output}: another run is writing it; '
-                               'wait, or give another --output') from None
             raise RunError(f'{self.output}: cannot be written '
                            f'({os_reason(error)})') from None
         with held:
-            if not self.overwrite and not self.is_own():
-                self.refuse_earlier()
+            found = [path for path in (self.output, self.last)
+                     if os.path.exists(path)]
+            if found and not self.overwrite and not self.is_own():
+                way = ('--resume goes on with it, ' if self.last in found
+                       else '')
+                raise RunError(f'{found[0]}: is of another run; {way}'
+                               '--overwrite replaces it, another --output '
+                               'leaves it alone')
             yield
 
     def is_own(self):
@@ -240,24 +227,10 @@ class Run:
         return bool(self.resume and os.path.exists(self.last)
                     and os.path.samefile(self.resume, self.last))
 
-    def refuse_earlier(self):
-        """Raises RunError if the output has a checkpoint already."""
-        for path in (self.output, self.last):
-            if os.path.lexists(path):
-                on = ('--resume goes on with it, '
-                      if os.path.exists(self.last) else '')
-                raise RunError(f'{path}: is of another run; {on}--overwrite '
-                               'replaces it, another --output leaves it '
-                               'alone')
-
     def start(self, trainer, loaders):
         """Notes where the run comes from, and takes up its checkpoint.
 
-        Args: see `engine.fit`.
-
-        Raises:
-            RunError: the data or their split are not those of the run.
-            WeightsError: the optimizer's state does not fit.
+        Raises RunError if the data, or their split, are not those of the run.
         """
         self.provenance = provenance(self.options, loaders, trainer.device)
         self.started = time.monotonic()
@@ -266,37 +239,26 @@ class Run:
         before = self.checkpoint['provenance']
         changed = {**self.changed, **refuse_differences(
             self.resume, before['data'], self.provenance['data'],
-            self.override)}
-        try:
+            self.override, before['data'])}
+        with errors_named(self.resume):
             trainer.load_optimizer_state(self.checkpoint)
-        except WeightsError as error:
-            raise WeightsError(f'{self.resume}: {error}') from None
         self.rows = self.checkpoint['log']
         self.started -= before['wall_seconds']
         print(f'Resuming after epoch {len(self.rows)} of '
               f'{trainer.recipe.num_epochs}')
-        overridden = list(before.get('overridden', []))
+        self.provenance['overridden'] = before.get('overridden', [])
         if changed:
             self.note = f'from here on: {changes_text(changed)}'
-            overridden.append(
+            self.provenance['overridden'].append(
                 {'after_epoch': len(self.rows), 'changed': changed})
             print(f'Changed {self.note}')
-        if overridden:
-            self.provenance['overridden'] = overridden
-        self.saved = self.is_own()
-        best = (self.output if self.saved
-                else str(self.resume).removesuffix('_last.pkl') + '.pkl')
-        if best != self.resume and os.path.exists(best):
-            self.best_path = best
+        self.has_best = self.is_own() and os.path.exists(self.output)
         self.checkpoint = None  # its tensors are copied
 
     def add_epoch(self, lr, train_loss, result):
         """Adds an epoch to the log.
 
-        Args:
-            lr: base learning rate at its start.
-            train_loss: returned by `engine.train_epoch`.
-            result: the `Evaluation` on the validation images.
+        `lr` is the base rate at its start, `result` the validation's.
         """
         number = len(self.rows) + 1
         if not np.isfinite(result.loss):
@@ -317,7 +279,7 @@ class Run:
 
     def print_epoch(self):
         """Prints the last epoch, once its files are written."""
-        self.saved = True
+        self.resume = self.last
         row = self.rows[-1]
         print('epoch {epoch:3}  train loss {train_loss:9.3f}  validation loss '
               '{val_loss:9.3f}  Yaw: {yaw:.4f}, Pitch: {pitch:.4f}, Roll: '
@@ -327,56 +289,42 @@ class Run:
     def is_exhausted(self, patience):
         """Says whether the patience is at its end, and why."""
         losses = [row['val_loss'] for row in self.rows]
-        if not (patience and losses):
-            return False
-        best = int(np.argmin(losses))
-        if len(losses) - 1 - best < patience:
+        best = int(np.argmin(losses)) if losses else 0
+        if not patience or len(losses) - 1 - best < patience:
             return False
         print(f'Stopped after epoch {len(losses)}: the validation loss has '
               f'not fallen below {losses[best]:.3f}, of epoch {best + 1}, '
               f'for {patience} epochs')
         return True
 
-    def is_best(self):
-        """Says whether the last epoch is the first with the least MAE."""
-        return int(self.log().mae.argmin()) == len(self.rows) - 1
-
     def log(self):
         """Returns a DataFrame with a row for each epoch."""
         return pd.DataFrame(self.rows)
 
-    def content(self, trainer):
-        """Returns the content of the best checkpoint."""
-        return {
+    def write_best_and_last(self, trainer):
+        """Writes the best checkpoint, if this epoch is it, and the last.
+
+        A run that is killed in between repeats the epoch when it is resumed,
+        and writes the same best checkpoint again.
+        """
+        content = {
             'network': trainer.model.config,
             'model': on_cpu(trainer.best_model),
             'pretrained_norms': trainer.model.pretrained_norms,
             'epoch': self.rows[-1]['epoch'], 'validation': self.rows[-1],
             'options': self.options, 'provenance': self.provenance}
+        if self.log().mae.argmin() == len(self.rows) - 1:  # the first of ties
+            save_checkpoint(self.output, content)
+            self.has_best = True
+        save_checkpoint(self.last, {**content, 'log': self.rows,
+                                    **trainer.state_dict()})
 
-    def write_best(self, trainer):
-        """Writes the best checkpoint.
-
-        Killed before the last one is written, a resumed run repeats the epoch
-        and writes the same best checkpoint again.
-        """
-        save_checkpoint(self.output, self.content(trainer))
-        self.best_path = self.output
-
-    def write_last(self, trainer):
-        """Writes the checkpoint that a run resumes from."""
-        save_checkpoint(self.last, {**self.content(trainer),
-                                    'log': self.rows, **trainer.state_dict()})
-
-    def write_log(self):
-        """Writes the table of all epochs, below the run's provenance."""
-        with atomic(sibling(self.output, '_log.csv')) as path:
-            with open(path, 'w', encoding='utf-8') as file:
-                file.write(f'# {json.dumps(self.provenance)}\n')
-                self.log().to_csv(file, index=False)
-
-    def write_curves(self):
-        """Draws losses and validation errors over the epochs."""
+    def write_log_and_curves(self):
+        """Writes the table of all epochs and their curves."""
+        with (atomic(sibling(self.output, '_log.csv')) as path,
+              open(path, 'w', encoding='utf-8') as file):
+            file.write(f'# {json.dumps(self.provenance)}\n')
+            self.log().to_csv(file, index=False)
         with atomic(sibling(self.output, '_curves.png')) as path:
             plot_curves(self.log()).savefig(path)
         # Matplotlib leaves the frames of its callers in a cycle; with it, the
@@ -400,8 +348,8 @@ class Run:
 
     def advice(self):
         """Says in a line how the run goes on."""
-        if self.saved:
-            return (f'The same command with --resume {printable(self.last)} '
+        if self.resume:
+            return (f'The same command with --resume {printable(self.resume)} '
                     f'goes on after epoch {len(self.rows)}.')
         return 'No epoch was finished; the same command starts again.'
 
@@ -437,10 +385,7 @@ def plot_curves(log):
 
 
 def report_training(loaders, run):
-    """Prints what was trained, and the best epoch beside a constant.
-
-    Args: see `engine.fit`.
-    """
+    """Prints the best epoch, and the error of a constant beside it."""
     log, annotations = run.log(), loaders[0].dataset.annotations
     angles = [annotations.angles[loader.batch_sampler.indices]
               for loader in loaders]
@@ -451,6 +396,5 @@ def report_training(loaders, run):
           f'Best epoch {best.epoch:.0f}: Yaw: {best.yaw:.4f}, Pitch: '
           f'{best.pitch:.4f}, Roll: {best.roll:.4f}, MAE: {best.mae:.4f}\n'
           f'Always the training median: {angles_text(constant)}\n'
-          + (f'Checkpoint: {run.best_path}' if run.best_path else
-             'Checkpoint: none of this run; the best epoch is one of the run '
-             'that it goes on from, whose best checkpoint is not there'))
+          + (f'Checkpoint: {run.output}' if run.has_best else
+             'Checkpoint: none of this run; the best epoch came before it'))
