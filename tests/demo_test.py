@@ -20,7 +20,7 @@ from headpose.inference.output import (BOX, FACING, FIELDS, MATRIX,
 from headpose.readers import mat
 from headpose.training.checkpoint import load_network
 from hopenet import decode
-from shufflenet import ShuffleNet
+from shufflenet import rebuild
 from tests.conftest import SIZE, rows
 
 
@@ -61,7 +61,7 @@ def test_a_given_box_has_the_protocols_angles(run, snapshot, pictures,
     assert [row[name] for name in ('x_min', 'y_min', 'x_max', 'y_max')
             ] == list(box)
     crop = protocol_crop(Image.open(pictures / '2.png'), box, SIZE)
-    model = load_network(snapshot, ShuffleNet)[0].eval()
+    model = load_network(snapshot, rebuild)[0].eval()
     with torch.no_grad():
         expected = decode(model(model.normalize(torch.from_numpy(
             np.array(crop)).permute(2, 0, 1)[None])))[0]

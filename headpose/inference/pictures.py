@@ -39,7 +39,7 @@ def open_animation(path):
     with image_faults(path):
         try:
             picture = Image.open(path)
-        except OSError:  # what Pillow does not know, or nobody can read
+        except (UnidentifiedImageError, FileNotFoundError):
             return None, path.lower().endswith(PICTURES)
         if picture.format in ANIMATED and getattr(picture, 'n_frames', 1) > 1:
             return picture, True
