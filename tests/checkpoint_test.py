@@ -184,6 +184,23 @@ def test_one_wrong_bit_in_the_weights_is_refused_by_every_script(
     assert files(tmp_path) == ['bit.pkl', 'x.png']
 
 
+def test_a_tensor_whose_file_is_called_a_folder_is_refused(snapshot,
+                                                           tmp_path):
+    """PyTorch does not read it, and leaves its memory as it happens to be."""
+    with zipfile.ZipFile(snapshot) as archive:
+        entry, names = archive.start_dir, archive.namelist()
+    content = bytearray(snapshot.read_bytes())
+    path = tmp_path / 'x.pkl'
+    for name in names:
+        content[entry + 38] ^= 0x10  # of the attributes, which have no CRC
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match='damaged one'):
+            checkpoint.read_checkpoint(path)
+        content[entry + 38] ^= 0x10
+        entry += 46 + len(name)
+    assert content == snapshot.read_bytes()
+
+
 def test_files_of_old_releases_of_pytorch_are_read(tmp_path):
     state = ShuffleNet(0.5).state_dict()
     torch.save(state, tmp_path / 'old.pkl',

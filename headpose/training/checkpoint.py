@@ -22,6 +22,7 @@ PARTS = {'network': dict, 'pretrained_norms': list, 'epoch': int,
 OURS = {'network', 'validation', 'options', 'provenance'}
 # Others keep the state dict under these keys.
 WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'net')
+DOS_FOLDER = 0x10  # among the attributes of an entry in a zip archive
 
 
 # ----------------------------------------------------------------- reading
@@ -64,11 +65,14 @@ def errors_named(path):
 def check_archive(file):
     """Checks the CRCs of a zip archive, as PyTorch does not, and rewinds.
 
-    Files of PyTorch before 1.6 are no archives and have no CRCs.
+    No CRC protects the bit that calls an entry a folder; PyTorch would leave
+    such a tensor uninitialised.  Files of PyTorch before 1.6 are no archives.
     """
     if file.read(4) == b'PK\x03\x04':
         with zipfile.ZipFile(file) as archive:
-            if archive.testzip():
+            if archive.testzip() or any(
+                    entry.external_attr & DOS_FOLDER and entry.file_size
+                    for entry in archive.infolist()):
                 raise zipfile.BadZipFile
     file.seek(0)
 
