@@ -2,6 +2,7 @@
 import os
 import pickle
 import re
+import zipfile
 from types import SimpleNamespace
 from urllib.error import URLError
 
