@@ -102,7 +102,9 @@ def on_call(module, name, number, fault):
         if len(calls) == number:
             fault(*args)
         return original(*args, **kwargs)
-    setattr(module, name, wrapped)
+    # Of a class, the loss alone, which is a static method.
+    setattr(module, name, staticmethod(wrapped) if isinstance(module, type)
+            else wrapped)
 
 
 def die(*_):

@@ -356,7 +356,7 @@ def test_the_convention_is_scipys_and_opencvs_as_pose_says():
                          r'x ([-\d.]+), y ([-\d.]+),\s+z ([-\d.]+\d)')
     found = [[float(number) for number in numbers]
              for numbers in example.findall(pose.__doc__)]
-    assert len(found) == 2
+    assert len(found) == 1
     for yaw, pitch, roll, *opencv in found:
         matrix = pose.rotation_matrix((yaw, pitch, roll))
         np.testing.assert_allclose(matrix, eval(line, {
