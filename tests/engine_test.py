@@ -276,7 +276,9 @@ def test_no_option_gets_lost(sample, snapshot, tmp_path, monkeypatch, script,
         parser = options.training_parser('', network)
         monkeypatch.setattr(engine, 'train_epoch', lambda *_: 1.0)
     else:
-        words = list(map(str, evaluation_options(sample, snapshot)))
+        words = list(map(str, evaluation_options(sample, snapshot,
+                                                 '--save_viz')))
+        monkeypatch.chdir(tmp_path)  # for its pictures
         parser = options.evaluation_parser('', 'x.pkl')
     read = set()
 

@@ -18,12 +18,12 @@ where one of the three has the other sign, or another order, in picture after
 picture, the table's convention is not this project's (geometry/pose.py).
 
 The separator is a comma or a semicolon, decimals take a point, columns come
-in any order, and other columns are ignored.  The box, in pixels, goes around
-the face from brows to chin.  Images of one group (a person, a video) stay on
-one side of the training split; without that column names decide, as for
-300W-LP (`lists.photograph`).  Opal23's list for BIWI
-(github.com/pcr-upm/opal23_headpose, annotations/biwi_ann.txt) is read as it
-is, yaw with the opposite sign.
+in any order, and other columns are ignored.  The box, in pixels of the upright
+picture (as its EXIF turns it), goes around the face from brows to chin.
+Images of one group (a person, a video) stay on one side of the training split;
+without that column names decide, as for 300W-LP (`lists.photograph`).
+Opal23's list for BIWI (github.com/pcr-upm/opal23_headpose,
+annotations/biwi_ann.txt) is read as it is, yaw with the opposite sign.
 """
 import csv
 import hashlib

@@ -1,0 +1,55 @@
+"""Photographs that a telephone stored turned stand upright for all readers."""
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+import datasets
+from headpose.evaluation.page import draw_face
+from headpose.readers.images import check_image, read_image
+
+pytestmark = pytest.mark.quick
+LINE = 'image,x_min,y_min,x_max,y_max,yaw,pitch,roll\n'
+
+
+def photograph(path, orientation):
+    """Writes a picture whose EXIF says how it is turned; returns it upright.
+    """
+    rows, columns = np.mgrid[:48, :80]
+    image = Image.fromarray(np.stack(
+        [rows * 5, columns * 3, rows + columns], 2).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(path, exif=exif, quality=95)
+    with Image.open(path) as stored:
+        return np.asarray(ImageOps.exif_transpose(stored).convert('RGB'))
+
+
+@pytest.mark.parametrize('ending', ['.jpg', '.png'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_images_are_read_upright(tmp_path, orientation, ending):
+    path = tmp_path / f'x{ending}'
+    upright = photograph(path, orientation)
+    np.testing.assert_array_equal(read_image(path), upright)
+    assert check_image(path) == upright.shape[1::-1]
+    small = read_image(path, shrink=2)
+    assert small.shape == (upright.shape[0] // 2, upright.shape[1] // 2, 3)
+    apart = small.astype(int) - cv2.resize(upright, small.shape[1::-1],
+                                           interpolation=cv2.INTER_AREA)
+    assert np.abs(apart).mean() < 3
+
+
+@pytest.mark.parametrize('orientation', [3, 6, 8])
+def test_a_box_is_of_the_upright_picture(tmp_path, orientation):
+    """As a viewer, and our own demo, give it."""
+    upright = photograph(tmp_path / 'x.jpg', orientation)
+    height, width = upright.shape[:2]
+    Image.fromarray(upright).save(tmp_path / 'y.png')
+    box = f'{width // 2},{height // 2},{width - 4},{height - 4}'
+    (tmp_path / 'mine.csv').write_text(
+        LINE + f'x.jpg,{box},1,2,3\ny.png,{box},1,2,3\n')
+    data = datasets.PoseDataset(datasets.read_annotations(
+        str(tmp_path), labels=str(tmp_path / 'mine.csv')), 32)
+    np.testing.assert_array_equal(data[0, 0][0], data[0, 1][0])
+    drawn = [draw_face(data, index, (0, 0, 0))[0] for index in (0, 1)]
+    assert drawn[0].shape == drawn[1].shape == upright.shape
