@@ -18,6 +18,7 @@ import test_attnet
 import test_shufflenet
 import train_shufflenet
 from headpose.errors import RunError, WeightsError
+from headpose.files import digest
 from headpose.training import checkpoint, engine, run as room
 from headpose.training.recipe import Recipe
 from hopenet import AttNet
@@ -49,6 +50,35 @@ def test_offline_says_where_to_put_the_file():
     for part in (weights.url, 'checkpoints/resnet50-0676ba61.pth',
                  '--pretrained FILE', '--pretrained none'):
         assert part in message
+
+
+@pytest.mark.parametrize('content', [
+    b'<html>not found</html>', b'', b'version https://git-lfs.github.com'])
+def test_a_file_put_there_by_hand_is_compared_with_its_name(
+        tmp_path, monkeypatch, content):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    (tmp_path / 'checkpoints').mkdir()
+    file = tmp_path / 'checkpoints' / 'resnet50-0676ba61.pth'
+    file.write_bytes(content)
+    weights = AttNet().imagenet_weights
+    assert weights.url.endswith(file.name)
+    with pytest.raises(WeightsError, match='SHA-256') as caught:
+        checkpoint.download(weights)
+    assert str(caught.value).startswith(f'{file}: ')
+    assert '\n' not in str(caught.value)
+
+
+def test_the_right_file_put_there_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    (tmp_path / 'checkpoints').mkdir()
+    torch.save({'x': torch.ones(1)}, tmp_path / 'right')
+    name = f'net-{digest(tmp_path / "right")[:8]}.pth'
+    os.rename(tmp_path / 'right', tmp_path / 'checkpoints' / name)
+    url = f'https://host/{name}'
+    weights = SimpleNamespace(
+        url=url, get_state_dict=lambda **options:
+        torch.hub.load_state_dict_from_url(url, **options))
+    assert checkpoint.download(weights) == {'x': torch.ones(1)}
 
 
 def test_pretrained_accepts_the_cbam_releases_file(tmp_path):

@@ -7,7 +7,7 @@ import zipfile
 import torch
 
 from headpose.errors import WeightsError
-from headpose.files import atomic
+from headpose.files import atomic, digest
 from headpose.geometry.pose import AXES
 from headpose.networks.weights import load_exactly, plain_keys
 from headpose.training.options import CROP_SIZES, SHIPPED
@@ -239,9 +239,17 @@ def pretrained_text(model, checkpoint):
 
 
 def download(weights):
-    """Returns the state dict of a torchvision weights enum, hash checked."""
-    file = os.path.join(torch.hub.get_dir(), 'checkpoints',
-                        os.path.basename(weights.url))
+    """Returns the state dict of a torchvision weights enum, hash checked.
+
+    PyTorch checks what it downloads, but not a file that lies in its cache.
+    """
+    name = os.path.basename(weights.url)
+    file = os.path.join(torch.hub.get_dir(), 'checkpoints', name)
+    start = name.rpartition('-')[2].partition('.')[0]  # of the SHA-256
+    if os.path.exists(file) and not digest(file).startswith(start):
+        raise WeightsError(f'{file}: is not {weights.url}: its SHA-256 does '
+                           f'not begin with {start}; remove it, or put the '
+                           'right file there')
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network; a wrong hash
