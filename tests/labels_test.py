@@ -482,3 +482,48 @@ def test_tables_need_no_pytorch():
     subprocess.run([sys.executable, '-c', 'import sys, '
                     'filename_generator; assert "torch" not in sys.modules'],
                    cwd=ROOT, check=True)
+
+
+# ---------------------------------------------------------- units and Excel
+
+def many(angles):
+    """Returns 60 rows with these angles, and their negatives."""
+    return [[f'{number}.jpg', 10, 20, 110, 130,
+             *np.multiply(angles, (-1) ** number)] for number in range(60)]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('angles, told', [
+    ((1.5, -0.5, 0.1), True), ((15, -5, 1), False)])
+def test_radians_are_told(tmp_path, capsys, angles, told):
+    (tmp_path / 'x.csv').write_text(table_text(many(angles)))
+    labels.read_table(tmp_path / 'x.csv')
+    printed = capsys.readouterr().out
+    assert ('look like radians' in printed) == told
+    assert printed.startswith(f'{tmp_path}/x.csv: ' if told else '')
+
+
+@pytest.mark.quick
+def test_radians_from_zero_to_two_pi_are_told(tmp_path, capsys):
+    rows = [[*row[:5], *np.mod(row[5:], 2 * np.pi)]
+            for row in many((1.5, -0.5, 0.1))]
+    (tmp_path / 'x.csv').write_text(table_text(rows))
+    labels.read_table(tmp_path / 'x.csv')
+    assert 'look like radians' in capsys.readouterr().out
+
+
+@pytest.mark.quick
+def test_angles_from_0_to_360_are_turned(tmp_path, capsys):
+    (tmp_path / 'x.csv').write_text(table_text([[*ROW[:5], 350, 10, 181]]))
+    row, = labels.read_table(tmp_path / 'x.csv').rows
+    assert row.angles.tolist() == [-10, 10, -179]
+    assert 'beyond 180' in capsys.readouterr().out
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('separator', [',', ';'])
+def test_excels_first_line_names_the_separator(tmp_path, separator):
+    text = table_text([ROW], separator=separator)
+    (tmp_path / 'x.csv').write_text(f'sep={separator}\n{text}')
+    row, = labels.read_table(tmp_path / 'x.csv').rows
+    assert row.name == 'image00002' and row.where.endswith('line 3')

@@ -41,6 +41,7 @@ from headpose.readers.lists import (Annotations, can_be_listed, leaves_folder,
                                     read_list)
 
 MAX_TABLE = 2 ** 28  # bytes
+MANY = 50  # rows; so many faces are not all within 3 degrees of frontal
 BOX = ('x_min', 'y_min', 'x_max', 'y_max')
 # Our names of columns, and others' that are taken for them.
 OTHER_NAMES = {'image': ('path', 'file'), 'x_min': ('tl_x',),
@@ -101,7 +102,28 @@ def read_table(path, with_angles=True):
         else:
             lines[row.name] = line
             rows.append(row)
+    if with_angles and rows:
+        check_units(path, np.stack([row.angles for row in rows]), rows)
     return LabelTable(path, rows, bad, hashlib.sha256(data).hexdigest()[:16])
+
+
+def check_units(path, angles, rows):
+    """Turns 0 to 360 degrees to +-180, and says if angles look like radians.
+
+    Args:
+        path: of the table.
+        angles: (N, 3), those of the rows.
+        rows: N `Row`s, whose angles are changed in place.
+    """
+    if angles.max() > 180:
+        print(f'{printable(path)}: of angles beyond 180 degrees, 360 are '
+              'subtracted')
+        for row in rows:
+            row.angles[row.angles > 180] -= 360
+    low, high = angles.min(), angles.max()
+    if len(rows) > MANY and low > -3.2 and high < (6.3 if low >= 0 else 3.2):
+        print(f'{printable(path)}: all angles lie between {low:.2f} and '
+              f'{high:.2f}: these look like radians, wanted are degrees')
 
 
 def read_records(path, data):
@@ -109,7 +131,9 @@ def read_records(path, data):
     if b'\0' in data:  # UTF-16, or no text at all
         raise fault(path, 'is not a text file in UTF-8')
     text = data.decode('utf-8-sig', 'surrogateescape')
-    header = (text.lstrip().splitlines() or [','])[0]
+    header, *others = text.lstrip().splitlines()[:2] or [',']
+    excel = header.startswith('sep=') and others  # Excel's own first line
+    header = others[0] if excel else header
     separator = max(',;', key=header.count)
     if separator not in header:
         raise fault(path, 'line 1: there is no comma and no semicolon '
@@ -123,7 +147,8 @@ def read_records(path, data):
             line = reader.line_num + 1
     except csv.Error as error:
         raise fault(path, f'line {line}: {error}') from None
-    records = [(line, cells) for line, cells in records if any(cells)]
+    records = [(line, cells) for line, cells in records if any(cells)][
+        1 if excel else 0:]
     if not records:
         raise fault(path, 'is empty')
     return records
