@@ -394,3 +394,20 @@ def test_the_documents_tables_are_filled_in(sample, run, tmp_path):
     (tmp_path / 'bad.json').write_text('[]')
     status, _, err = run(compare, 'tables', tmp_path / 'bad.json')
     assert status == 1 and 'bad.json: is no report.json' in err
+
+
+@pytest.mark.quick
+def test_intervals_are_those_of_groups():
+    """Sequences of like errors are as wide as their number makes them."""
+    rng = np.random.default_rng(1)
+    each = rng.exponential(3, (24, 4))
+    values = np.repeat(each, 50, 0)
+    groups = [str(number) for number in range(24) for _ in range(50)]
+    low, high = metrics.bootstrap(values, groups)
+    few = metrics.bootstrap(each)
+    np.testing.assert_allclose((low, high), few)
+    alone = metrics.bootstrap(values)
+    assert ((high - low) > 5 * (alone[1] - alone[0])).all()
+    single = metrics.bootstrap(values, [f'{number}' for number in range(1200)])
+    np.testing.assert_allclose(single, alone)
+    assert np.isnan(metrics.bootstrap(values, ['x'] * 1200)).all()

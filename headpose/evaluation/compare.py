@@ -71,13 +71,15 @@ def document_tables(paths):
 
 
 def angles_and_crops(report):
-    """Returns a dict of names to predicted and true angles (2, 3), and CROPS.
+    """Returns dicts of names to predicted and true angles (2, 3), of names to
+    groups, and CROPS.
     """
     rows, protocol = report['rows'], report['protocol']
     angles = np.array([[row['predicted'], row['true']] for row in rows])
     if angles.shape[1:] != (2, 3) or not np.isfinite(angles).all():
         raise ValueError
     return (dict(zip([row['name'] for row in rows], angles)),
+            {row['name']: row.get('group') or row['name'] for row in rows},
             {name: protocol.get(name, value)
              for name, value in CROPS.items()})
 
@@ -87,15 +89,15 @@ def comparison(first, second):
 
     Returns:
         A text: counts, where their protocols differ, errors of both and B - A
-        with the 95% interval of a paired bootstrap (the same images are drawn
-        of both), a verdict.
+        with the 95% interval of a paired bootstrap (the same images, or
+        groups of images, are drawn of both), a verdict.
 
     Raises:
         RunError: a file is no report, or the two have no image in common or
             disagree on its true angles.
     """
-    reports, crops = zip(*[load_report(path, angles_and_crops)
-                           for path in (first, second)])
+    reports, groups, crops = zip(*[load_report(path, angles_and_crops)
+                                   for path in (first, second)])
     names = [name for name in reports[0] if name in reports[1]]
     if not names:
         raise RunError(f'{second}: has no image in common with {first}')
@@ -106,7 +108,7 @@ def comparison(first, second):
         raise RunError(f'{second}: the true angles of '
                        f'{names[apart.argmax()]} are not those in {first}')
     a, b = (with_mean(np.abs(x[:, 0] - x[:, 1])) for x in angles)
-    low, high = bootstrap(b - a)
+    low, high = bootstrap(b - a, [groups[0][name] for name in names])
     table = pd.DataFrame({
         'A': a.mean(0), 'B': b.mean(0), 'B - A': (b - a).mean(0),
         '95% from': low, 'to': high}, COLUMNS)

@@ -123,17 +123,22 @@ def write_report(folder, result, dataset, checkpoint, protocol):
 
     Args: see `present`; `protocol` is a plain dict.
     """
+    annotations = dataset.annotations
+    groups = annotations.groups and [annotations.groups[index]
+                                     for index in result.indices]
     report = {
         'protocol': protocol,
+        'groups': len({*groups}) if groups else None,
         'network': network_size(checkpoint['model']),
         'provenance': checkpoint.get('provenance'),
         'validation': checkpoint.get('validation'),
-        'axes': axis_table(result).to_dict('index'),
+        'axes': axis_table(result, groups).to_dict('index'),
         'rotation': rotation_summary(result),
         'ranges': {axis: range_table(result, column).to_dict('records')
                    for column, axis in enumerate(AXES)},
         'coverage': coverage_table(result).to_dict('records'),
-        'rows': [{'name': dataset.annotations.names[index],
+        'rows': [{'name': annotations.names[index],
+                  'group': groups and annotations.groups[index],
                   'predicted': predicted, 'true': true, 'spread': spread}
                  for index, predicted, true, spread in zip(
                      result.indices, result.predicted.tolist(),
