@@ -63,7 +63,8 @@ class OnnxNetwork:
         except Exception as error:  # onnxruntime documents no list
             reason = getattr(error, 'strerror', type(error).__name__)
             raise InputError(f'{name}: cannot be run by onnxruntime '
-                             f'({reason})') from None
+                             f'({reason}); export.py makes such files'
+                             ) from None
         self.input, *_ = self.session.get_inputs()
         outputs = {output.name for output in self.session.get_outputs()}
         if (self.input.type != 'tensor(uint8)' or self.input.shape[3:] != [3]

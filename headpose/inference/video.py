@@ -4,6 +4,7 @@ A `Film`, an `Animation` and a `Camera` each yield pictures, as pictures.py
 has them, and their times in seconds; a `Recorder` writes both.
 """
 import contextlib
+import os
 import time
 from fractions import Fraction
 
@@ -44,6 +45,8 @@ def open_moving(source):
     if is_camera(source):
         return Camera(source)
     if not is_live(source):
+        if not os.path.exists(source):
+            raise InputError(f'{printable(source)}: no such file')
         picture, is_picture = open_animation(source)
         if is_picture:
             return picture and Animation(source, picture)

@@ -1,5 +1,6 @@
 """Reads many files in worker processes, which a damaged file may crash."""
 import itertools
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -64,7 +65,8 @@ def call(function, arguments):
 
 
 def start_worker():
-    """Leaves Ctrl-C to the parent, and ends with the parent."""
+    """Leaves Ctrl-C to the parent, ends with it, and crashes in silence."""
+    faulthandler.disable()  # the parent names the file
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
