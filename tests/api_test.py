@@ -123,7 +123,7 @@ def test_what_is_wrong_is_one_sentence(estimator, tmp_path, monkeypatch):
             (lambda: headpose.Estimator(tmp_path / 'x.txt'), 'x.txt: cannot'),
             (lambda: headpose.Estimator(detector=tmp_path / 'x.txt'),
              'x.txt: is not a YuNet'),
-            (lambda: next(headpose.track(nothing)), 'none.mp4: cannot be rea'),
+            (lambda: next(headpose.track(nothing)), 'none.mp4: no such file'),
             (lambda: next(headpose.track(PICTURE)), 'is a still picture')):
         with pytest.raises(headpose.UserError, match=words) as caught:
             call()
