@@ -129,6 +129,7 @@ def test_what_is_wrong_is_one_sentence(estimator, tmp_path, monkeypatch):
             call()
         assert '\n' not in str(caught.value)
     monkeypatch.setattr(video, 'av', None)
+    nothing.write_bytes(b'a film')
     with pytest.raises(headpose.UserError, match='mp4: needs pip install av'):
         next(headpose.track(nothing))
 
