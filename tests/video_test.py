@@ -451,3 +451,21 @@ def test_two_real_faces_are_tracked(real, third_party, run, tmp_path):
                              ('yaw', 'pitch', 'roll')])[:, 2]
             for row in table if row['track'] == track])
         assert np.ptp(vectors, axis=0).max() < 0.25
+
+
+@pytest.mark.parametrize('sound', [None, 'aac'])
+def test_pieces_of_film_follow_each_other(call, tmp_path, sound):
+    """As `cat a.ts b.ts`, dash cams and streams that restart leave them."""
+    times = [number / 25 for number in range(25)]
+    piece = write_clip(tmp_path / 'a.ts', times, sound=sound).read_bytes()
+    (tmp_path / 'two.ts').write_bytes(piece + piece)
+    status, _, err = call(tmp_path / 'two.ts')
+    assert status == 0, err
+    seconds = [float(row['seconds']) for row in rows(tmp_path / 'out')]
+    assert len(seconds) == 50 and (np.diff(seconds) > 0.03).all()
+    assert seconds[-1] - seconds[0] == pytest.approx(49 / 25, abs=0.1)
+    with av.open(str(tmp_path / 'out' / 'two.mp4')) as container:
+        for stream in container.streams:
+            assert float(stream.duration * stream.time_base) == pytest.approx(
+                2, abs=0.15)
+        assert len(container.streams) == (2 if sound else 1)

@@ -4,6 +4,7 @@ A `Film`, an `Animation` and a `Camera` each yield pictures, as pictures.py
 has them, and their times in seconds; a `Recorder` writes both.
 """
 import contextlib
+import math
 import os
 import time
 from fractions import Fraction
@@ -25,6 +26,7 @@ except ImportError:
 URLS = ('http://', 'https://', 'rtsp://', 'rtsps://', 'rtmp://')
 USUAL_RATE = 25  # frames a second, of a video that names no rate
 TIMEOUT = 10  # seconds without a byte after which a stream has ended
+JUMP = 0.1  # seconds by which a clock falls back where a piece begins
 CLOCK = 90_000  # ticks a second, of the times in a written video
 # Sound that browsers play in an MP4; other sound is left out.
 SOUND = ('aac', 'mp3', 'opus', 'flac', 'alac', 'ac3', 'eac3')
@@ -133,6 +135,9 @@ class Film(Moving):
         self.total = self.video.frames or None
         # FFmpeg's clock may start anywhere: here the first stream's is 0.
         self.start = (self.container.start_time or 0) / av.time_base
+        # Seconds of the pieces before, in a film of several, one behind the
+        # other, whose clocks start again.
+        self.offset = 0.0
 
     def video_stream(self):
         """Returns the video's stream; raises ValueError without one."""
@@ -157,8 +162,12 @@ class Film(Moving):
         """Yields pictures and seconds; raises for damage at the end."""
         count, seconds, damage = 0, -1 / self.rate, []
         for count, frame in enumerate(self.frames(damage), 1):
-            seconds = (seconds + 1 / self.rate if frame.time is None
-                       else frame.time - self.start)
+            before, after = seconds, seconds + 1 / self.rate
+            seconds = (after if frame.time is None
+                       else frame.time - self.start + self.offset)
+            if seconds < before - JUMP:  # another piece of film begins
+                self.offset += after - seconds
+                seconds = after
             # Degrees counterclockwise, as NumPy turns.
             yield np.ascontiguousarray(np.rot90(
                 frame.to_ndarray(format='bgr24'), frame.rotation // 90
@@ -175,7 +184,7 @@ class Film(Moving):
             try:
                 packet = next(packets)
                 if packet.stream is self.sound:
-                    self.sound_packets.append(packet)
+                    self.sound_packets.append((packet, self.offset))
                 else:
                     yield from packet.decode()
             except StopIteration:
@@ -206,6 +215,7 @@ class Recorder:
         self.container = None  # until the first picture's size is known
         self.sound = None
         self.last = -1  # ticks: of the picture before
+        self.heard = -math.inf  # ticks: of the sound before
         self.step = round(CLOCK / moving.rate)  # ticks from one to the next
 
     def open(self, size):
@@ -254,11 +264,16 @@ class Recorder:
     def copy_sound(self):
         """Writes the sound that has been read since the last picture."""
         while self.sound and self.moving.sound_packets:
-            packet = self.moving.sound_packets.pop(0)
+            packet, offset = self.moving.sound_packets.pop(0)
             if packet.dts is not None:  # None is the stream's end, or damage
-                ticks = round(Fraction(self.moving.start) / packet.time_base)
-                packet.pts -= ticks
-                packet.dts -= ticks
+                ticks = round(Fraction(offset - self.moving.start)
+                              / packet.time_base)
+                packet.pts += ticks
+                packet.dts += ticks
+                # Sound and picture of a piece end at different times.
+                if packet.dts <= self.heard:
+                    continue
+                self.heard = packet.dts
                 packet.stream = self.sound
                 self.container.mux(packet)
 
