@@ -175,3 +175,12 @@ def test_pictures_are_written_under_any_name(tmp_path, scene):
     (tmp_path / 'x').write_text('old')
     with pytest.raises(RunError, match='cannot be written'):
         write_jpeg(str(tmp_path / 'x' / 'y.jpg'), scene)
+
+
+@pytest.mark.parametrize('top', [1023, 4095, 16383, 65535])
+def test_infrared_cameras_fill_only_a_part_of_16_bits(tmp_path, top):
+    ramp = np.tile(np.linspace(0, top, 60).astype(np.uint16), (40, 1))
+    cv2.imwrite(str(tmp_path / 'x.png'), ramp)
+    expected = np.tile(np.linspace(0, 255, 60), (40, 1))
+    np.testing.assert_allclose(read(tmp_path / 'x.png')[..., 0], expected,
+                               atol=1)

@@ -26,6 +26,7 @@ PICTURES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff',
             '.gif', '.jp2', '.avif', '.heic', '.heif')
 ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # Pillow's names of formats whose
 # pictures follow in time; those of TIFF are pages, of MPO views.
+BITS = 8, 10, 12, 14, 16, 32  # of a pixel's number, in the cameras' formats
 GREY = 128  # behind transparent pixels
 
 
@@ -119,7 +120,8 @@ def eight_bits(pixels):
     """Scales numbers (H, W) to uint8, from the least range that has them."""
     if not np.isfinite(pixels).all():
         raise ValueError('a pixel is not finite')
-    top = next((top for top in (1, 2**8 - 1, 2**16 - 1, 2**32 - 1)
+    # Infrared and depth cameras store 10, 12 or 14 bits in 16.
+    top = next((top for top in (1, *(2 ** bits - 1 for bits in BITS))
                 if pixels.max() <= top), pixels.max())
     return np.rint(pixels.clip(0) * (255 / top)).astype(np.uint8)
 
