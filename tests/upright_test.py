@@ -53,3 +53,10 @@ def test_a_box_is_of_the_upright_picture(tmp_path, orientation):
     np.testing.assert_array_equal(data[0, 0][0], data[0, 1][0])
     drawn = [draw_face(data, index, (0, 0, 0))[0] for index in (0, 1)]
     assert drawn[0].shape == drawn[1].shape == upright.shape
+
+
+@pytest.mark.parametrize('start', [b'II*\0\xff\xff\xff\xff', b'junk', b''])
+def test_damaged_exif_is_no_damaged_picture(tmp_path, start):
+    path = tmp_path / 'x.jpg'
+    Image.new('RGB', (40, 30)).save(path, exif=b'Exif\0\0' + start)
+    assert read_image(path).shape == (30, 40, 3)
