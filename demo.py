@@ -17,8 +17,9 @@ time (seconds) and the person (track: one number while the face is seen, and
 for a second without it); the face, from left to right, as numbered in the
 picture; its box, brows to chin; the detector's score; yaw, pitch, roll; the
 spread of the bins' probabilities in degrees, small where the network is sure
-(no interval with a known probability); and the unit vector out of the face, x
-to the right, y down, z to us.  Near 90 degrees of yaw pitch and roll turn
+(no interval with a known probability), and whether it is above that of 95% of
+the test's faces (unsure); and the unit vector out of the face, x to the right,
+y down, z to us.  Near 90 degrees of yaw pitch and roll turn
 about the same axis and may jump together: use the vector, or --matrix, there.
 A picture without a face has a row without angles.
 
@@ -27,7 +28,8 @@ pillow-heif, HEIC, upright as their EXIF says; animated GIF, PNG, WebP and
 AVIF are video.  Video is what FFmpeg reads, files and addresses (http, https,
 rtsp); the drawn video is H.264 in MP4, with the frames' own times and, where
 an MP4 can hold it, the sound.  Ctrl-C ends the run, and rows and video are
-whole.
+whole; rows are written as they come, so that nothing that ends the run takes
+them away.
 
 The network is checkpoints/shufflenet_faces.pkl, exported to headpose/models/
 so that it runs on the CPU without PyTorch; checkpoints/README.md says how it
@@ -50,7 +52,13 @@ def box(text):
     return x_min, y_min, x_max, y_max
 
 
+def smoothing(text):
+    """Parses --smooth."""
+    return text if text == 'auto' else number(float, 0, 0.99)(text)
+
+
 # For argparse's message.
+smoothing.__name__ = "'auto', or float of at least 0 and at most 0.99"
 box.__name__ = 'box x_min,y_min,x_max,y_max of at least 8 pixels'
 
 
@@ -82,12 +90,17 @@ def parse_demo(argv=None):
         help='no detection: each picture is a whole crop of one head, as '
         "loose as the test's")
     add('--cube', action='store_true', help='draw cubes instead of axes')
-    add('--json', action='store_true', help='poses.json, not poses.csv')
+    add('--json', action='store_true',
+        help='poses.json (JSON Lines), not poses.csv')
     add('--matrix', action='store_true',
         help='rows have the rotation matrix, too, row by row')
-    add('--smooth', type=number(float, 0, 0.99), default=0.0,
-        metavar='WEIGHT', help='video: steady the rotations by this weight of '
-        'the frames before; default: 0')
+    add('--smooth', type=smoothing, metavar='WEIGHT',
+        help='video: steady the rotations by this weight of the frames '
+        'before; auto: more while a head rests than while it turns; default: '
+        "auto in a camera's window, else 0")
+    add('--every_frame', action='store_true',
+        help='video: look for faces everywhere in each frame; by default '
+        'they are followed, and searched for once a second')
     add('--no_window', action='store_true',
         help='camera: write video only; the window is closed by q')
     return parser.parse_args(argv)
@@ -128,8 +141,9 @@ def main(argv=None):
 
     from headpose.inference.detector import YUNET, make_detector
     from headpose.inference.estimator import Estimator
+    from headpose.inference.inputs import find_inputs
     from headpose.inference.output import OutputPaths, PoseTable
-    from headpose.inference.pipeline import Pipeline, find_inputs
+    from headpose.inference.pipeline import Pipeline
 
     found, bad = find_inputs(options.inputs, options.recursive,
                              options.output)
@@ -143,16 +157,14 @@ def main(argv=None):
             min_score=options.min_score)
         network = load_backend(options.snapshot, options.gpu,
                                options.image_size)
-        table = PoseTable(paths.table, matrix=options.matrix)
-        with signals_noted() as received:
+        with (signals_noted() as received,
+              PoseTable(paths.table, matrix=options.matrix) as table):
             pipeline = Pipeline(
                 Estimator(network, detector, flip=options.flip), table,
                 tqdm, cube=options.cube, smooth=options.smooth,
+                every_frame=options.every_frame,
                 window=not options.no_window, received=received)
-            try:
-                bad += pipeline.draw_all(found, paths.stems)
-            finally:  # what is done before a signal counts
-                table.write()
+            bad += pipeline.draw_all(found, paths.stems)
     if bad:
         raise InputError(f'{len(bad)} inputs could not be used, named above')
 

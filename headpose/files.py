@@ -4,6 +4,8 @@ import errno
 import hashlib
 import os
 
+import filelock
+
 from headpose.errors import RunError, fault, printable
 
 
@@ -58,6 +60,30 @@ def atomic(path):
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Locks the name of an output for this process, while it is written.
+
+    Raises:
+        RunError: another run has locked it, or the folder cannot be written.
+    """
+    folder, name = os.path.split(path)
+    # The empty file stays and means nothing by itself.
+    lock = os.path.join(folder, f'.{name}.lock')
+    try:
+        os.makedirs(folder or '.', exist_ok=True)
+        open(lock, 'ab').close()
+        held = filelock.FileLock(lock).acquire(timeout=0)
+    except filelock.Timeout:
+        raise RunError(f'{printable(path)}: another run is writing it; wait, '
+                       'or give another --output') from None
+    except OSError as error:
+        raise RunError(f'{printable(path)}: cannot be written '
+                       f'({os_reason(error)})') from None
+    with held:
+        yield
 
 
 def os_reason(error):

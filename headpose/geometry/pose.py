@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 AXES = ('yaw', 'pitch', 'roll')
+PROFILE = 70  # degrees between a face in profile and the camera, at least
 MIRROR = (-1, 1, -1)  # factors of yaw, pitch and roll in a mirror image
 
 # The protocol keeps angles within +-99 degrees.  An angle of exactly 99
@@ -70,6 +71,21 @@ def angles_of(rotation):
     roll = np.where(
         locked, 0, np.arctan2(-rotation[..., 0, 1], rotation[..., 0, 0]))
     return np.degrees(np.stack((yaw, pitch, roll), -1))
+
+
+def facing(angles):
+    """Says where a face in profile looks: 'faces left, chin down 20'.
+
+    There pitch and roll may jump together, and the words may not.  Returns ''
+    for a face within PROFILE degrees of the camera.
+    """
+    x, y, z = rotation_matrix(angles)[:, 2]
+    if z > np.cos(np.radians(PROFILE)) or abs(x) < abs(y):
+        return ''
+    chin = round(np.degrees(np.arcsin(-y)))  # y points down
+    return ('faces ' + ('left' if x < 0 else 'right')
+            + (f', chin {"up" if chin > 0 else "down"} {abs(chin)}'
+               if chin else ''))
 
 
 def turned(angles, degrees):

@@ -11,12 +11,13 @@ from headpose.files import printable
 from headpose.inference.estimator import Estimator, Head
 from headpose.inference.output import draw_heads
 from headpose.inference.pictures import read_picture
-from headpose.inference.tracker import Tracker
+from headpose.inference.tracker import Follower
 from headpose.inference.video import USUAL_RATE, open_moving
 
 
 def track(frames, fps: float = USUAL_RATE, estimator: Estimator | None = None,
-          smooth: float = 0.0) -> Iterator[list[Head]]:
+          smooth: float | str = 0.0,
+          every_frame: bool = False) -> Iterator[list[Head]]:
     """Yields the list of heads in each frame of a film.
 
     A head's `track` is one number while the face is seen, and for a second
@@ -31,15 +32,17 @@ def track(frames, fps: float = USUAL_RATE, estimator: Estimator | None = None,
             uint8 (H, W, 3).
         fps: frames a second, of arrays; a film has its own times.
         estimator: None for `Estimator()`.
-        smooth: weight of the frames before in a head's rotation, 0 to below 1.
+        smooth: weight of the frames before in a head's rotation, 0 to below
+            1; 'auto' smooths little while the head turns quickly.
+        every_frame: look for faces everywhere in each frame; slower.  By
+            default they are followed, and searched for once a second.
 
     Raises:
         UserError: the film, or the rest of it, cannot be read.
     """
-    estimator = estimator or Estimator()
-    tracker = Tracker(smooth)
+    follow = Follower(estimator or Estimator(), smooth, every_frame)
     for image, seconds in moving_pictures(frames, fps):
-        yield tracker(estimator.find(image)[0], seconds)
+        yield follow(image, seconds)[0]
 
 
 def moving_pictures(frames, fps):

@@ -1,7 +1,8 @@
 """A network in onnxruntime, or a PyTorch module: crops to angles.
 
-A backend has the `size` of its crops, and is called with crops, uint8 arrays
-(N, size, size, 3), RGB.  PyTorch itself is not imported.
+A backend has the `size` of its crops and a `usual_spread`, beyond which its
+answers are unsure, degrees.  It is called with crops, uint8 arrays (N, size,
+size, 3), RGB.  PyTorch itself is not imported.
 """
 import dataclasses
 import os
@@ -20,6 +21,9 @@ except ImportError:
 # Made from checkpoints/shufflenet_faces.pkl; tests/README.md has the command.
 NETWORK = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'models',
                        'shufflenet_faces.onnx')
+# Degrees: of 95% of the faces on which that network was tested, the spread is
+# no larger (checkpoints/README.md).
+USUAL_SPREAD = 16.7
 OUTPUTS = ['angles', 'spread']  # of an export, beside its logits
 
 
@@ -28,6 +32,7 @@ class TorchNetwork:
     """A network in PyTorch."""
     model: object  # a `hopenet.PoseNetwork`, on its device, in eval mode
     size: int      # side of the crops, pixels
+    usual_spread: float = np.inf
 
     def __call__(self, crops, flip=False):
         """Returns angles (N, 3) and the bins' std (N,), both in degrees.
@@ -73,6 +78,7 @@ class OnnxNetwork:
                              '(N, H, W, 3) into angles and spread; export it '
                              'anew with export.py')
         self.size = self.input.shape[1]
+        self.usual_spread = USUAL_SPREAD if path == NETWORK else np.inf
         if image_size not in (None, self.size):
             raise InputError(f'{name}: takes crops of {self.size} pixels, '
                              f'not of {image_size} (--image_size)')

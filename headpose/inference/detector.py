@@ -1,13 +1,13 @@
-"""A picture to face boxes: OpenCV's YuNet, at several scales and turned.
+"""A picture to face boxes: OpenCV's YuNet, at the scales that it needs.
 
 A picture is a uint8 array (H, W, 3), BGR.  A box is x_min, y_min, x_max, y_max
 in pixels around the face's 68 landmarks, brows to chin: what the test's crop
 (`crop.protocol_crop`) starts from.  A detector is a function of a picture that
-returns N boxes (N, 4), from left to right, and their scores (N,), 0 to 1; NaN
-where nothing was detected.
+returns `Faces`.
 """
 import os
 import threading
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,20 +18,27 @@ from headpose.files import printable
 # YuNet of OpenCV's zoo, 2026may (MIT licence, beside it).
 YUNET = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'models',
                      'face_detection_yunet.onnx')
-# The least score of a face, and what is taken off that of a face in a turned
-# picture.  On the 192 of 1,983 re-crops of AFLW2000 with a roll beyond 35
-# degrees or a face missed, the turns find 10 faces more and no wrong one.
-MIN_SCORE = 0.6
-TURN_COST = 0.1
+# The figures below are of the 1,983 re-crops of AFLW2000, tools/detection.py.
+MIN_SCORE = 0.6  # of a face
+DOUBT = 0.45  # least score of what may be a face, at a wrong scale or turn
+TURN_COST = 0.1  # taken off the score of a face in a turned picture
 TURNS = (45, -45)  # degrees; YuNet finds heads that are tilted by less
 TURNED_SIZE = 640  # pixels: longer side of a picture that is turned
 # YuNet's documentation names faces of 10 to 300 pixels: each picture of the
 # pyramid has a quarter of the size of the one before.
 PYRAMID_STEP = 4
 LARGEST = 4096  # pixels: longer side; memory grows with the picture
-SMALLEST = 80  # pixels: longer side; a smaller one shows nothing new
-RIM, RIM_BELOW = 80, 320  # pixels: a black rim, for pictures below that size
+SMALLEST = 96  # pixels: longer side; a smaller one shows nothing new
+GLANCE = 320  # pixels: longer side, where faces may enter
+RIM = 0.2  # of the longer side: YuNet misses a face that fills the picture
+RIMMED_SIZE = 256  # pixels: longer side of a picture with a rim
 SAME_FACE = 0.4  # least share of the smaller of two boxes of one face
+# YuNet finds faces upside down, its five points as if they were upright, but
+# with a lower score: 0.85 in the median, and below 0.9 for 99%; upright 0.93,
+# and below 0.9 for 15%.
+UPRIGHT = 0.9
+BETTER = 0.03  # by so much the score of the right way up is higher, at least
+WINDOW, WINDOW_SIZE = 2.5, 160  # around a face: in box sides, and pixels
 
 # Where the landmarks' box lies in YuNet's, in sizes of that: x_min, y_min,
 # x_max, y_max.  Medians on 1,097 photographs, every fourth of HELEN, AFW, LFPW
@@ -41,6 +48,19 @@ LANDMARKS = (-0.01, 0.25, 1.03, 1.02)
 # margins add 0.4 of its width to the left and 0.4 of the grown width to the
 # right, 0.4 of its height above and 0.12 of the grown height below.
 WHOLE = (0.4 / 1.4 ** 2, 0.4 / (1.4 * 1.12), 1 / 1.4, 1 / 1.12)
+
+
+class Faces(NamedTuple):
+    """The faces in a picture, from left to right."""
+    boxes: np.ndarray   # (N, 4) pixels, in the picture as it is
+    scores: np.ndarray  # (N,), 0 to 1; NaN where nothing was detected
+    # (N,) degrees, multiples of 90, by which the picture must be turned
+    # counterclockwise for the face to stand upright.
+    turns: np.ndarray
+
+    def chosen(self, indices):
+        """Returns some of the faces."""
+        return Faces(*(part[indices] for part in self))
 
 
 def inner_boxes(outer, shares):
@@ -90,6 +110,14 @@ def non_maximum_suppression(boxes, scores):
     return kept
 
 
+def merged(*faces):
+    """Returns several `Faces` as one, each face once, by its best score."""
+    found = Faces(*map(np.concatenate, zip(*faces)))
+    kept = non_maximum_suppression(found.boxes, found.scores)
+    return found.chosen(sorted(
+        kept, key=lambda index: found.boxes[index, [0, 2]].sum()))
+
+
 def shrink(image, longest):
     """Returns a picture no longer than `longest`, and its scale."""
     scale = min(1.0, longest / max(image.shape[:2]))
@@ -124,6 +152,19 @@ def turn_back(boxes, matrix):
     return np.hstack((centers - halves, centers + halves))
 
 
+def turn_boxes(boxes, turn, side):
+    """Returns boxes (N, 4) of a square, as it was before `np.rot90`.
+
+    Args:
+        turn: degrees, a multiple of 90, by which the square was turned.
+        side: of the square, pixels.
+    """
+    for _ in range(turn // 90):
+        x_min, y_min, x_max, y_max = boxes.T
+        boxes = np.stack((side - y_max, x_min, side - y_min, x_max), 1)
+    return boxes
+
+
 class YuNet:
     """The face detector YuNet (Wu et al. 2023).
 
@@ -142,7 +183,7 @@ class YuNet:
             # Windows.
             self.network = cv2.FaceDetectorYN.create(
                 'onnx', np.fromfile(path, np.uint8), np.empty(0, np.uint8),
-                (320, 320), min_score, SAME_FACE)
+                (320, 320), min(DOUBT, min_score), SAME_FACE)
             self.detect(np.zeros((320, 320, 3), np.uint8))
         except OSError as error:
             raise InputError(f'{printable(path)}: {error.strerror}') from None
@@ -153,39 +194,107 @@ class YuNet:
             logs.setLogLevel(level)
 
     def __call__(self, image):
-        """Returns the landmarks' boxes (N, 4) in a picture, and scores."""
-        found = []
+        """Returns the `Faces` in a picture.
+
+        One look at the whole picture finds most of them, looks at smaller
+        ones those that fill it.  Where there may be more, or none is found,
+        it is looked at with a rim, and turned.
+        """
         longest = min(max(image.shape[:2]), LARGEST)
-        while not found or longest >= SMALLEST:
-            small, scale = shrink(image, longest)
-            boxes, scores = self.detect(small)
-            found.append((boxes / scale, scores))
-            longest //= PYRAMID_STEP
+        found = [self.look(image, longest)]
+        while (longest := longest // PYRAMID_STEP) >= SMALLEST:
+            found.append(self.look(image, longest))
+        faces = merged(*found)
+        if min(faces.scores, default=0) < self.min_score:
+            faces = merged(faces, self.look(image, RIMMED_SIZE, RIM),
+                           *(self.look_turned(image, degrees)
+                             for degrees in TURNS))
+        return self.stand_up(image, self.sure(faces))
+
+    def glance(self, image):
+        """Returns the `Faces` that a look at a small picture finds."""
+        return self.sure(self.look(image, GLANCE))
+
+    def look(self, image, longest, rim=0.0):
+        """Returns what may be faces in a picture of at most that size."""
+        small, scale = shrink(image, longest)
+        rim = round(rim * max(small.shape[:2]))
+        boxes, scores = self.detect(cv2.copyMakeBorder(
+            small, rim, rim, rim, rim, cv2.BORDER_CONSTANT))
+        return upright_faces((boxes - rim) / scale, scores)
+
+    def look_turned(self, image, degrees):
+        """Returns what may be faces in a picture that is turned."""
         small, scale = shrink(image, TURNED_SIZE)
-        for degrees in TURNS:
-            turned, matrix = turn_picture(small, degrees)
-            boxes, scores = self.detect(turned)
-            found.append((turn_back(boxes, matrix) / scale,
-                          scores - TURN_COST))
-        boxes, scores = map(np.concatenate, zip(*found))
-        sure = scores >= self.min_score  # turned ones may be below
-        boxes, scores = boxes[sure], scores[sure]
-        kept = sorted(non_maximum_suppression(boxes, scores),
-                      key=lambda index: boxes[index, 0] + boxes[index, 2])
-        return boxes[kept], scores[kept]
+        turned, matrix = turn_picture(small, degrees)
+        boxes, scores = self.detect(turned)
+        return upright_faces(turn_back(boxes, matrix) / scale,
+                             scores - TURN_COST)
+
+    def look_near(self, image, box, turn=0, tilt=0):
+        """Returns the `Faces` around a box (4,), of a score near the least.
+
+        Args:
+            turn: degrees, see `Faces`.
+            tilt: degrees by which the picture is turned, too; see TURNS.
+        """
+        corners = np.reshape(box, (2, 2))
+        side = WINDOW * max(np.ptp(corners, axis=0).max(), 1)
+        corner = corners.mean(0) - side / 2
+        scale = WINDOW_SIZE / side
+        if scale < 0.5:  # the warp reads 2x2 pixels
+            image, shrunk = shrink(image, 1.5 * scale * max(image.shape[:2]))
+        else:
+            shrunk = 1.0
+        matrix = np.column_stack((np.eye(2) * scale / shrunk,
+                                  -corner * scale))
+        window = cv2.warpAffine(image, matrix, (WINDOW_SIZE, WINDOW_SIZE))
+        window = np.ascontiguousarray(np.rot90(window, turn // 90))
+        cost = 0.0
+        if tilt:
+            window, matrix = turn_picture(window, tilt)
+            cost = TURN_COST
+        boxes, scores = self.detect(window)
+        if tilt:
+            boxes = turn_back(boxes, matrix)
+        boxes = turn_boxes(boxes, turn, WINDOW_SIZE) / scale
+        faces = Faces(boxes + np.tile(corner, 2), scores - cost,
+                      np.full(len(boxes), turn))
+        return faces.chosen(faces.scores >= self.min_score - TURN_COST)
+
+    def stand_up(self, image, faces):
+        """Finds out which way up each face is, where its score is low."""
+        for number in np.flatnonzero(faces.scores < UPRIGHT):
+            box = faces.boxes[number]
+            ways = [self.look_near(image, box, turn)
+                    for turn in (0, 90, 180, 270)]
+            ways = [way.chosen(iou(box, way.boxes) > SAME_FACE)
+                    for way in ways]
+            best = [max(way.scores, default=0) for way in ways]
+            turn = int(np.argmax(best))
+            if best[turn] > best[0] + BETTER:
+                way = ways[turn]
+                faces.boxes[number] = way.boxes[way.scores.argmax()]
+                faces.turns[number] = 90 * turn
+        return faces
+
+    def sure(self, faces):
+        """Returns the faces of at least the least score."""
+        return faces.chosen(faces.scores >= self.min_score)
 
     def detect(self, image):
         """Returns boxes (N, 4) and scores (N,) at one scale."""
-        # YuNet misses a face that fills the picture.
-        rim = RIM if min(image.shape[:2]) < RIM_BELOW else 0
-        image = cv2.copyMakeBorder(image, rim, rim, rim, rim,
-                                   cv2.BORDER_CONSTANT)
         with self.lock:
             self.network.setInputSize(image.shape[1::-1])
             # (N, 15): x, y, width, height, five points, the score.
             _, faces = self.network.detect(image)
         faces = np.empty((0, 15)) if faces is None else faces.astype(float)
-        return inner_boxes(faces[:, :4], LANDMARKS) - rim, faces[:, 14]
+        return inner_boxes(faces[:, :4], LANDMARKS), faces[:, 14]
+
+
+def upright_faces(boxes, scores):
+    """Returns `Faces` that stand upright."""
+    return Faces(boxes, scores, np.zeros(len(boxes), int))
 
 
 def make_detector(path=YUNET, box=None, whole=False, min_score=MIN_SCORE):
@@ -197,7 +306,8 @@ def make_detector(path=YUNET, box=None, whole=False, min_score=MIN_SCORE):
     """
     unscored = np.full(1, np.nan)
     if box:
-        return lambda image: (np.array([box], float), unscored)
+        return lambda image: upright_faces(np.array([box], float), unscored)
     if whole:
-        return lambda image: (whole_box(*image.shape[1::-1]), unscored)
+        return lambda image: upright_faces(whole_box(*image.shape[1::-1]),
+                                           unscored)
     return YuNet(path, min_score)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from headpose.errors import InputError
 from headpose.geometry.crop import crop_problem, protocol_crop
-from headpose.geometry.pose import rotation_matrix
+from headpose.geometry.pose import angles_of, rotation_matrix
 from headpose.inference.backends import NETWORK, OnnxNetwork
 from headpose.inference.detector import MIN_SCORE, YUNET, YuNet
 from headpose.inference.pictures import read_picture
@@ -27,6 +27,11 @@ class Head:
             tilts the head clockwise as we see it.
         spread: standard deviation of the bins' probabilities, degrees; small
             where the network is sure.
+        unsure: the spread is above that of 95% of the faces on which the
+            package's network was tested; of other networks it is not known.
+        turn: degrees, a multiple of 90, by which the picture was turned
+            counterclockwise for the network; the angles are of the picture as
+            it is.
         track: number of the person in a film; None in a single picture.
     """
     box: tuple[float, float, float, float]
@@ -35,6 +40,8 @@ class Head:
     pitch: float
     roll: float
     spread: float
+    unsure: bool = False
+    turn: int = 0
     track: int | None = None
 
     @property
@@ -66,8 +73,7 @@ class Estimator:
         network: path of an .onnx file of export.py, or a backend (backends.py
             has two); None for the network that comes with the package.
         detector: path of a YuNet, or a function of a BGR picture that returns
-            boxes (N, 4) and scores (N,); None for the YuNet that comes with
-            the package.
+            `detector.Faces`; None for the YuNet that comes with the package.
         min_score: the least score of a face, 0 to 1.
         flip: give the mean rotation of each crop and of its mirror image.
 
@@ -121,7 +127,7 @@ class Estimator:
         for number, box in enumerate(boxes):
             if problem := crop_problem(box, *image.shape[1::-1]):
                 raise InputError(f'box {number}: {problem}')
-        return self.crop_angles(image, boxes)
+        return self.crop_angles(image, boxes, np.zeros(len(boxes)))
 
     def find(self, image):
         """Finds the heads in a BGR picture (H, W, 3).
@@ -129,24 +135,55 @@ class Estimator:
         Returns:
             A list of `Head`, and a line for each box that cannot be cropped.
         """
-        boxes, scores = self.detector(image)
-        boxes = boxes.round(2)  # as in the table, whose boxes give these crops
+        return self.heads(image, self.detector(image))
+
+    def heads(self, image, faces):
+        """Returns the heads of a detector's `Faces`; see `find`."""
+        # As in the table, whose boxes give these crops.
+        boxes = faces.boxes.round(2)
         problems = [crop_problem(box, *image.shape[1::-1]) for box in boxes]
         good = [not problem for problem in problems]
-        angles, spread = self.crop_angles(image, boxes[good])
-        numbers = np.column_stack((scores[good], angles, spread)).tolist()
-        return ([Head(tuple(box), *row)
-                 for box, row in zip(boxes[good].tolist(), numbers)],
+        angles, spread = self.crop_angles(image, boxes[good],
+                                          faces.turns[good])
+        numbers = np.column_stack((faces.scores[good], angles, spread))
+        unsure = spread > self.network.usual_spread
+        return ([Head(tuple(box), *row, unsure=doubt, turn=turn)
+                 for box, row, doubt, turn
+                 in zip(boxes[good].tolist(), numbers.tolist(),
+                        unsure.tolist(), faces.turns[good].tolist())],
                 [problem for problem in problems if problem])
 
-    def crop_angles(self, image, boxes):
-        """Returns angles (N, 3) and the bins' std (N,) for boxes (N, 4)."""
+    def crop_angles(self, image, boxes, turns):
+        """Returns angles (N, 3) and the bins' std (N,) for boxes (N, 4).
+
+        `turns` are those of `Faces`.
+        """
         if not len(boxes):
             return np.empty((0, 3)), np.empty(0)
         picture = Image.fromarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         angles, bin_std = self.network(np.stack([
-            np.asarray(protocol_crop(picture, box, self.network.size))
-            for box in boxes]), self.flip)
+            upright_crop(picture, box, turn, self.network.size)
+            for box, turn in zip(boxes, turns)]), self.flip)
         if not np.isfinite(angles).all():
             raise InputError('the network gives angles that are no numbers')
+        for number in np.flatnonzero(turns):  # back to how the picture stands
+            back = rotation_matrix((0, 0, turns[number]))
+            angles[number] = angles_of(back @ rotation_matrix(angles[number]))
         return angles, bin_std
+
+
+def upright_crop(picture, box, turn, size):
+    """Returns the test's crop of a face, uint8 (size, size, 3).
+
+    Args:
+        picture: RGB Pillow image.
+        box: of the face, (4,).
+        turn: degrees by which the picture is turned counterclockwise first, a
+            multiple of 90.
+        size: of the crop, pixels.
+    """
+    for _ in range(int(turn) // 90):
+        x_min, y_min, x_max, y_max = box
+        box = y_min, picture.width - x_max, y_max, picture.width - x_min
+        picture = picture.transpose(Image.Transpose.ROTATE_90)
+    return np.asarray(protocol_crop(picture, box, size))

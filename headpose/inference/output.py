@@ -8,8 +8,8 @@ import re
 import cv2
 import numpy as np
 
-from headpose.errors import InputError
-from headpose.files import atomic, printable
+from headpose.errors import InputError, RunError
+from headpose.files import locked, os_reason, printable
 from headpose.geometry.draw import draw_pose
 from headpose.geometry.pose import AXES
 from headpose.inference.video import is_camera, is_live
@@ -17,7 +17,7 @@ from headpose.inference.video import is_camera, is_live
 BOX = ('x_min', 'y_min', 'x_max', 'y_max')
 FACING = ('face_x', 'face_y', 'face_z')  # the unit vector out of the face
 FIELDS = ('file', 'drawn', 'frame', 'seconds', 'track', 'face', *BOX, 'score',
-          *AXES, 'spread', *FACING)
+          *AXES, 'spread', 'unsure', *FACING)
 MATRIX = tuple(f'r{row}{column}' for row in (1, 2, 3) for column in (1, 2, 3))
 DRAWN = ('.jpg', '.mp4')  # endings of a drawn input
 LONGEST_NAME = 240  # bytes; the system's 255 without endings and a number
@@ -25,68 +25,87 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 class PoseTable:
-    """Collects rows of FIELDS, with `matrix` of MATRIX too, for a file.
+    """Writes rows of FIELDS, with `matrix` of MATRIX too, as they come.
 
-    The file's name ends in .csv or .json.
+    Each picture's rows are on the disk before the next picture is looked at:
+    whatever ends the run leaves them.  A name in .csv gets a CSV, one in
+    .json JSON Lines.
+
+    Raises:
+        RunError: on entering, if the file cannot be written, or another run
+            is writing it.
     """
 
     def __init__(self, path, matrix=False):
         self.path = path
         self.fields = FIELDS + (MATRIX if matrix else ())
-        self.rows = []
-        self.target = None
+        self.count = 0
 
-    @contextlib.contextmanager
-    def drawn(self, target):
-        """Lets the rows that are added name a drawn file, once written."""
-        first = len(self.rows)
-        self.target = os.path.relpath(target, os.path.dirname(self.path))
-        try:
-            yield
-        except BaseException:
-            for row in self.rows[first:]:
-                row['drawn'] = None
-            raise
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(self.path))
+            try:
+                self.file = stack.enter_context(
+                    open(self.path, 'w', encoding='utf-8', newline=''))
+            except OSError as error:
+                raise self.fault(error) from None
+            if self.path.endswith('.csv'):
+                csv.writer(self.file).writerow(self.fields)
+            self.stack = stack.pop_all()
+        return self
 
-    def add(self, file, frame, heads, seconds=None):
-        """Adds a picture's heads; without any, a row with empty fields.
+    def __exit__(self, *_):
+        self.stack.close()
+        noun = 'row' if self.count == 1 else 'rows'
+        print(f'{self.count} {noun}: {printable(self.path)}')
+
+    def fault(self, error):
+        """Returns the RunError of an OSError."""
+        return RunError(f'{printable(self.path)}: cannot be written '
+                        f'({os_reason(error)})')
+
+    def add(self, file, frame, heads, seconds=None, drawn=None):
+        """Writes a picture's heads; without any, a row with empty fields.
 
         Args:
             frame, seconds: number and time of the picture in the file.
             heads: list of `estimator.Head`.
+            drawn: path of the drawn picture or video.
         """
+        if drawn:
+            drawn = as_utf8(os.path.relpath(drawn, os.path.dirname(self.path)))
         common = {**dict.fromkeys(self.fields), 'file': as_utf8(file),
-                  'drawn': as_utf8(self.target), 'frame': frame,
+                  'drawn': drawn, 'frame': frame,
                   'seconds': rounded(seconds, 3)}
-        for face, head in enumerate(heads):
-            rotation = head.rotation
-            self.rows.append({
-                **common, 'face': face, 'track': head.track,
-                'score': rounded(head.score, 3),
-                'spread': rounded(head.spread, 2),
-                **{name: rounded(value, 2) for name, value
-                   in zip(BOX + AXES, (*head.box, *head.angles))},
-                **{name: rounded(value, 4) for name, value
-                   in zip(FACING, rotation[:, 2])},
-                **{name: rounded(value, 6) for name, value
-                   in zip(MATRIX, rotation.flat) if name in self.fields}})
-        if not heads:
-            self.rows.append(common)
+        rows = [{**common, 'face': face, **self.head_fields(head)}
+                for face, head in enumerate(heads)] or [common]
+        try:
+            self.write(rows)
+        except OSError as error:
+            raise self.fault(error) from None
+        self.count += len(rows)
 
-    def write(self):
-        """Writes the file atomically, if there are rows."""
-        if not self.rows:
-            return
-        with (atomic(self.path) as path,
-              open(path, 'w', encoding='utf-8', newline='') as file):
-            if self.path.endswith('.json'):
-                json.dump(self.rows, file, indent=1)
-            else:
-                writer = csv.DictWriter(file, self.fields)
-                writer.writeheader()
-                writer.writerows(self.rows)
-        noun = 'row' if len(self.rows) == 1 else 'rows'
-        print(f'{len(self.rows)} {noun}: {printable(self.path)}')
+    def head_fields(self, head):
+        """Returns a head's part of a row."""
+        rotation = head.rotation
+        return {
+            'track': head.track, 'score': rounded(head.score, 3),
+            'spread': rounded(head.spread, 2), 'unsure': int(head.unsure),
+            **{name: rounded(value, 2) for name, value
+               in zip(BOX + AXES, (*head.box, *head.angles))},
+            **{name: rounded(value, 4) for name, value
+               in zip(FACING, rotation[:, 2])},
+            **{name: rounded(value, 6) for name, value
+               in zip(MATRIX, rotation.flat) if name in self.fields}}
+
+    def write(self, rows):
+        """Writes rows, dicts, to the disk."""
+        if self.path.endswith('.csv'):
+            csv.DictWriter(self.file, self.fields).writerows(rows)
+        else:
+            self.file.writelines(json.dumps(row) + '\n' for row in rows)
+        self.file.flush()
+        os.fsync(self.file.fileno())
 
 
 def rounded(value, digits):
@@ -170,6 +189,8 @@ def draw_heads(image, heads, cube=False, labels=None):
                  for axis, angle in zip(AXES, head.angles)]
         if label is not None:
             lines.insert(0, f'#{label}')
+        if head.unsure:
+            lines.append('unsure')
         write_lines(image, lines, head.box, size)
     return image
 

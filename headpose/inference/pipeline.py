@@ -1,58 +1,28 @@
-"""Inputs to results: finds pictures and video, draws the heads in each."""
+"""Inputs to results: draws and notes the heads in pictures and films."""
 import contextlib
 import dataclasses
-import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import cv2
 
 from headpose.errors import InputError, Interrupted, UserError
 from headpose.files import printable
-from headpose.geometry.pose import AXES
+from headpose.geometry.pose import AXES, facing
 from headpose.inference.estimator import Estimator
-from headpose.inference.output import PoseTable, draw_heads
-from headpose.inference.pictures import PICTURES, read_picture, write_jpeg
-from headpose.inference.tracker import Tracker
-from headpose.inference.video import (is_camera, is_live, open_moving,
-                                      recording)
+from headpose.inference.output import PoseTable, draw_heads, write_lines
+from headpose.inference.pictures import read_picture, write_jpeg
+from headpose.inference.tracker import Follower
+from headpose.inference.video import is_camera, open_moving, recording
 
 
-def find_inputs(inputs, recursive=False, output=None):
-    """Replaces folders, but for `output`, by the pictures in them, sorted.
-
-    Returns:
-        A list of (source, subfolder of the output), and a message for each
-        input that cannot be used.
-    """
-    found, bad = [], []
-    for entry in inputs:
-        name = printable(entry)
-        if os.path.isdir(entry):
-            pictures = list(pictures_in(entry, recursive, output))
-            found += pictures
-            if not pictures:
-                bad.append(f'{name}: a folder without pictures '
-                           f'({", ".join(PICTURES)})')
-        elif is_live(entry) or os.path.isfile(entry):
-            found.append((entry, ''))
-        else:
-            bad.append(f'{name}: no such file, folder or camera')
-    return found, bad
-
-
-def pictures_in(folder, recursive, output):
-    """Yields (picture, its subfolder) of a folder; see `find_inputs`."""
-    skipped = output and os.path.realpath(output)
-    for place, folders, names in os.walk(folder):
-        below = os.path.relpath(place, folder) if place != folder else ''
-        for name in sorted(names):
-            # macOS leaves ._NAME beside NAME on foreign disks.
-            if name.lower().endswith(PICTURES) and not name.startswith('._'):
-                yield os.path.join(place, name), below
-        folders[:] = sorted(
-            name for name in folders if recursive and name != '__MACOSX'
-            and os.path.realpath(os.path.join(place, name)) != skipped)
+def told(head):
+    """Returns a head's angles, and what is to be known of them, as a line."""
+    words = [f'{axis} {angle:.1f}' for axis, angle in zip(AXES, head.angles)]
+    if direction := facing(head.angles):
+        words.append(f'in profile: {direction}')
+    return ', '.join(words + ['unsure'] * head.unsure)
 
 
 @dataclasses.dataclass
@@ -62,7 +32,9 @@ class Pipeline:
     table: PoseTable
     progress: Callable   # tqdm, or alike: counts steps, writes lines
     cube: bool = False   # draw cubes, not axes
-    smooth: float = 0.0  # weight of a video's earlier frames, see `Tracker`
+    # See `Tracker`; None: 'auto' in a camera's window, else 0.
+    smooth: float | str | None = None
+    every_frame: bool = False  # look for faces everywhere in each frame
     window: bool = False  # show a camera's frames
     received: Sequence[int] = ()  # signals received; the first ends the run
 
@@ -102,14 +74,15 @@ class Pipeline:
         for problem in problems:
             self.progress.write(f'{name}: {problem}: left out')
         for face, head in enumerate(heads):
-            self.progress.write(f'{name}{f" #{face}" * several}: ' + ', '.join(
-                f'{axis} {angle:.1f}'
-                for axis, angle in zip(AXES, head.angles)))
-        with self.table.drawn(stem + '.jpg'):
-            self.table.add(source, 0, heads)
+            self.progress.write(f'{name}{f" #{face}" * several}: {told(head)}')
+        drawn = None
+        try:
             write_jpeg(stem + '.jpg', draw_heads(
                 image, heads, self.cube,
                 range(len(heads)) if several else None))
+            drawn = stem + '.jpg'
+        finally:
+            self.table.add(source, 0, heads, drawn=drawn)
         if not heads:
             if problems:
                 raise InputError(f'{name}: has no head that can be cropped')
@@ -120,10 +93,11 @@ class Pipeline:
         failure, target = None, stem + '.mp4'
         if moving.notice:
             self.progress.write(moving.notice)
-        with (contextlib.closing(moving), self.table.drawn(target),
+        with (contextlib.closing(moving),
               recording(target, moving) as recorder):
             try:
-                frames, empty = self.draw_frames(source, moving, recorder)
+                frames, empty = self.draw_frames(source, moving, recorder,
+                                                 target)
             except UserError as error:
                 if not recorder.container:  # no frame at all
                     raise
@@ -133,40 +107,57 @@ class Pipeline:
         print(f'{printable(source)}: {frames} frames, {empty} without a face: '
               f'{printable(target)}')
 
-    def draw_frames(self, source, moving, recorder):
+    def draw_frames(self, source, moving, recorder, target):
         """Draws until the video ends, a signal comes or the window is closed.
 
         Returns the numbers of frames and of those without a face.
         """
-        track, empty, frame, said = Tracker(self.smooth), 0, -1, set()
-        window = self.window and is_camera(source)
+        empty, frame, said = 0, -1, set()
+        window = Window() if self.window and is_camera(source) else None
+        smooth = ('auto' if window else 0.0) if self.smooth is None else (
+            self.smooth)
+        follow = Follower(self.estimator, smooth, self.every_frame)
         for frame, (image, seconds) in enumerate(self.progress(
                 moving, desc=printable(source), total=moving.total,
                 disable=None, leave=False)):
-            heads, problems = self.estimator.find(image)
-            heads = track(heads, seconds)
+            heads, problems = follow(image, seconds)
             for problem in set(problems) - said:  # once, not every frame
                 self.progress.write(f'{printable(source)}: frame {frame}: '
                                     f'{problem}: left out')
                 said.add(problem)
             drawn = draw_heads(image, heads, self.cube)
-            self.table.add(source, frame, heads, seconds)
             recorder.write(drawn, seconds)
+            self.table.add(source, frame, heads, seconds, target)
             empty += not heads
-            if self.received or window and not show(drawn):
+            if self.received or window and not window.show(drawn):
                 break
         if frame < 0:
             raise InputError(f'{printable(source)}: no frame can be read')
         return frame + 1, empty
 
 
-def show(image, title='head pose (q ends)'):
-    """Shows a frame in a window; returns False when the user closes it."""
-    try:
-        cv2.imshow(title, image)
-        key = cv2.waitKey(1) & 0xFF
-        return (key not in (ord('q'), 27)  # 27: Escape
-                and cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) >= 1)
-    except cv2.error:
-        raise InputError('no window can be opened here; --no_window writes '
-                         'the video only') from None
+class Window:
+    """A window that shows frames and their rate."""
+    title = 'head pose (q ends)'
+
+    def __init__(self):
+        self.step, self.last = 0.0, None  # seconds between frames
+
+    def show(self, image):
+        """Shows a frame; returns False when the user closes the window."""
+        now = time.monotonic()
+        if self.last:
+            step = now - self.last
+            self.step += (step - self.step) * (0.1 if self.step else 1)
+            write_lines(image, [f'{1 / self.step:.0f} frames/s'],
+                        (0, 0, 0, 0), 200)
+        self.last = now
+        try:
+            cv2.imshow(self.title, image)
+            key = cv2.waitKey(1) & 0xFF
+            return (key not in (ord('q'), 27)  # 27: Escape
+                    and cv2.getWindowProperty(
+                        self.title, cv2.WND_PROP_VISIBLE) >= 1)
+        except cv2.error:
+            raise InputError('no window can be opened here; --no_window '
+                             'writes the video only') from None

@@ -1,27 +1,57 @@
-"""The same face over the frames of a video."""
+"""The same face over the frames of a film."""
 import dataclasses
 
 import numpy as np
 
-from headpose.geometry.pose import mean_angles
-from headpose.inference.detector import iou
+from headpose.geometry.pose import angles_near, mean_angles
+from headpose.geometry.smooth import OneEuro
+from headpose.inference.detector import (TURNS, YuNet, iou, merged,
+                                         upright_faces)
+from headpose.inference.estimator import Head
 
-MIN_IOU = 0.3  # of a face's boxes in two frames
+MIN_IOU = 0.3  # of a face's box with where it was expected
 MEMORY = 1.0  # seconds for which a missed face keeps its track
+STEADY = 0.5  # weight of the velocity before in a face's velocity
+LOOK_EVERY = 1.0  # seconds between two full looks of the detector
+GLANCE_EVERY = 0.12  # seconds between two looks at a small picture
+
+
+@dataclasses.dataclass
+class Face:
+    """A face that is followed: as it was seen last."""
+    head: Head
+    seconds: float
+    steady: OneEuro
+    velocity: np.ndarray  # (2,) pixels a second
+
+    def expected(self, seconds):
+        """Returns the box (4,) where the face should be now."""
+        return (np.array(self.head.box)
+                + np.tile(self.velocity * (seconds - self.seconds), 2))
+
+    def see(self, head, seconds):
+        """Takes up a new sight of the face."""
+        step = seconds - self.seconds
+        if step > 0:
+            moved = np.subtract(head.box, self.head.box).reshape(2, 2).mean(0)
+            self.velocity = (STEADY * self.velocity
+                             + (1 - STEADY) * moved / step)
+        self.head, self.seconds = head, seconds
 
 
 class Tracker:
-    """Gives a video's faces track numbers, and smooths their rotations.
+    """Gives a film's faces track numbers, and smooths their rotations.
 
-    A face goes on with the track whose last box it overlaps most.
+    A face goes on with the track whose expected box it overlaps most.
 
     Args:
-        weight: of the frames before in a face's rotation, 0 to below 1.
+        smooth: weight of the frames before in a face's rotation, 0 to below
+            1; or 'auto' for a One-Euro filter.
     """
 
-    def __init__(self, weight=0.0):
-        self.weight = weight
-        self.faces = {}  # track: (smoothed `Head`, seconds), when last seen
+    def __init__(self, smooth=0.0):
+        self.smooth = smooth
+        self.faces = {}  # track: `Face`
         self.count = 0
 
     def __call__(self, heads, seconds):
@@ -29,31 +59,49 @@ class Tracker:
 
         Args:
             heads: list of `estimator.Head`.
-            seconds: of the frame, from the video's start.
+            seconds: of the frame, from the film's start.
         """
-        self.faces = {track: face for track, face in self.faces.items()
-                      if seconds - face[1] <= MEMORY}
-        smoothed = []
-        for head, track in zip(heads, self.assign(heads)):
-            angles = head.angles
-            if self.weight and track in self.faces:
-                angles = mean_angles(
-                    [[angles], [self.faces[track][0].angles]],
-                    (1 - self.weight, self.weight))[0].tolist()
-            head = dataclasses.replace(
-                head, track=track, yaw=angles[0], pitch=angles[1],
-                roll=angles[2])
-            self.faces[track] = head, seconds
-            smoothed.append(head)
-        return smoothed
+        self.forget(seconds)
+        tracked = []
+        for head, track in zip(heads, self.assign(heads, seconds)):
+            face = self.faces.get(track)
+            if face:
+                angles = self.smoothed(face, head, seconds)
+                head = dataclasses.replace(
+                    head, track=track, yaw=angles[0], pitch=angles[1],
+                    roll=angles[2])
+                face.see(head, seconds)
+            else:
+                head = dataclasses.replace(head, track=track)
+                self.faces[track] = Face(
+                    head, seconds, OneEuro(head.rotation, seconds),
+                    np.zeros(2))
+            tracked.append(head)
+        return tracked
 
-    def assign(self, heads):
+    def forget(self, seconds):
+        """Ends the tracks of faces that were not seen for too long."""
+        self.faces = {track: face for track, face in self.faces.items()
+                      if seconds - face.seconds <= MEMORY}
+
+    def smoothed(self, face, head, seconds):
+        """Returns the smoothed angles of a new sight of a face."""
+        if self.smooth == 'auto':
+            return angles_near(face.steady(head.rotation, seconds),
+                               head.angles).tolist()
+        if not self.smooth:
+            return head.angles
+        return mean_angles([[head.angles], [face.head.angles]],
+                           (1 - self.smooth, self.smooth))[0].tolist()
+
+    def assign(self, heads, seconds):
         """Returns the track of each head, highest IoU first."""
         tracks = np.full(len(heads), -1)
         known = list(self.faces)
         if known and heads:
-            last = np.array([self.faces[track][0].box for track in known])
-            overlaps = np.array([iou(np.array(head.box), last)
+            expected = np.array([self.faces[track].expected(seconds)
+                                 for track in known])
+            overlaps = np.array([iou(np.array(head.box), expected)
                                  for head in heads])  # (N, K)
             while overlaps.max() > MIN_IOU:
                 row, column = np.unravel_index(overlaps.argmax(),
@@ -64,3 +112,68 @@ class Tracker:
         tracks[new] = np.arange(self.count, self.count + len(new))
         self.count += len(new)
         return tracks.tolist()
+
+
+class Follower:
+    """Finds the heads in a film's frames, and follows them.
+
+    Between two full looks the detector looks only where faces are expected,
+    and now and then at a small picture, for faces that enter.
+
+    Args:
+        estimator: an `Estimator`.
+        smooth: see `Tracker`.
+        every_frame: take a full look at each frame.
+    """
+
+    def __init__(self, estimator, smooth=0.0, every_frame=False):
+        self.estimator = estimator
+        self.track = Tracker(smooth)
+        # Only a YuNet can look at a part of a picture.
+        self.every_frame = (every_frame
+                            or not isinstance(estimator.detector, YuNet))
+        self.looked = self.glanced = -np.inf  # seconds
+        self.heads = []  # in the frame before
+        self.doubtful = False  # an answer has turned unsure
+
+    def __call__(self, image, seconds):
+        """Returns the heads in a BGR picture, and lines about other boxes.
+
+        See `Estimator.find`; the heads have tracks.
+        """
+        self.track.forget(seconds)
+        heads, problems = self.estimator.heads(image,
+                                               self.look(image, seconds))
+        before = {head.track: head.unsure for head in self.heads}
+        self.heads = self.track(heads, seconds)
+        self.doubtful = any(head.unsure and not before.get(head.track, True)
+                            for head in self.heads)
+        return self.heads, problems
+
+    def look(self, image, seconds):
+        """Returns the detector's `Faces` in a frame."""
+        detector = self.estimator.detector
+        # A clock that starts again needs a look, too.
+        passed = seconds - self.looked
+        if not (self.every_frame or self.doubtful
+                or not 0 <= passed < LOOK_EVERY):
+            found = [self.look_near(image, face, seconds)
+                     for face in self.track.faces.values()]
+            if seconds - self.glanced >= GLANCE_EVERY:
+                self.glanced = seconds
+                found.append(detector.glance(image))
+            faces = merged(upright_faces(np.empty((0, 4)), np.empty(0)),
+                           *found)
+            if len(faces.boxes) >= len(self.heads):
+                return faces
+        self.looked = self.glanced = seconds
+        return detector(image)
+
+    def look_near(self, image, face, seconds):
+        """Returns the `Faces` found around the place where one should be."""
+        box, turn = face.expected(seconds), face.head.turn
+        for tilt in (0, *TURNS):
+            faces = self.estimator.detector.look_near(image, box, turn, tilt)
+            if len(faces.boxes):
+                break
+        return faces

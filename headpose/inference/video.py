@@ -6,6 +6,7 @@ has them, and their times in seconds; a `Recorder` writes both.
 import contextlib
 import math
 import os
+import threading
 import time
 from fractions import Fraction
 
@@ -94,20 +95,49 @@ class Animation(Moving):
 
 
 class Camera(Moving):
-    """A camera, by its number or its device's path."""
+    """A camera, by its number or its device's path.
+
+    Frames that come while one is worked on are dropped.
+    """
 
     def __init__(self, source):
         self.capture = cv2.VideoCapture(int(source) if source.isdecimal()
                                         else source)
         if not self.capture.isOpened():
             raise InputError(f'camera {source}: there is none')
-        self.close = self.capture.release
         self.rate = self.capture.get(cv2.CAP_PROP_FPS) or USUAL_RATE
+        self.changed = threading.Condition()
+        self.newest = None  # (picture, seconds), until it is taken
+        self.ended = False
+        self.reader = threading.Thread(target=self.read, daemon=True)
 
     def __iter__(self):
-        start = time.monotonic()  # the camera may drop frames
-        while (read := self.capture.read())[0]:
-            yield read[1], time.monotonic() - start
+        self.reader.start()
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.newest or self.ended)
+                frame, self.newest = self.newest, None
+            if not frame:
+                return
+            yield frame
+
+    def read(self):
+        """Keeps the newest frame, until the camera ends or is closed."""
+        start = time.monotonic()
+        while not self.ended:
+            good, image = self.capture.read()
+            with self.changed:
+                if good:
+                    self.newest = image, time.monotonic() - start
+                self.ended |= not good
+                self.changed.notify()
+
+    def close(self):
+        """Releases the camera, after the frame that is being read."""
+        self.ended = True
+        if self.reader.is_alive():
+            self.reader.join()
+        self.capture.release()
 
 
 class Film(Moving):

@@ -8,7 +8,6 @@ import platform
 import subprocess
 import time
 
-import filelock
 import numpy as np
 import pandas as pd
 import torch
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import distributed
 
 from headpose.errors import Interrupted, RunError, explain
-from headpose.files import atomic, os_reason, printable
+from headpose.files import atomic, locked, printable
 from headpose.geometry.pose import AXES, angles_text
 from headpose.training.checkpoint import (errors_named, load_last,
                                           load_pretrained, on_cpu, read_last,
@@ -198,20 +197,7 @@ class Run:
         if process_rank() > 0:  # process 0 writes
             yield
             return
-        folder, name = os.path.split(self.output)
-        # The empty file stays and means nothing by itself.
-        path = os.path.join(folder, f'.{name}.lock')
-        try:
-            os.makedirs(folder or '.', exist_ok=True)
-            open(path, 'ab').close()
-            held = filelock.FileLock(path).acquire(timeout=0)
-        except filelock.Timeout:
-            raise RunError(f'{self.output}: another run is writing it; '
-                           'wait, or give another --output') from None
-        except OSError as error:
-            raise RunError(f'{self.output}: cannot be written '
-                           f'({os_reason(error)})') from None
-        with held:
+        with locked(self.output):
             found = [path for path in (self.output, self.last)
                      if os.path.exists(path)]
             if found and not self.overwrite and not self.is_own():
