@@ -5,6 +5,7 @@ in pixels around the face's 68 landmarks, brows to chin: what the test's crop
 (`crop.protocol_crop`) starts from.  A detector is a function of a picture that
 returns `Faces`.
 """
+import math
 import os
 import threading
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 
 from headpose.errors import InputError
 from headpose.files import printable
+from headpose.geometry.augment import cut
 
 # YuNet of OpenCV's zoo, 2026may (MIT licence, beside it).
 YUNET = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'models',
@@ -38,7 +40,10 @@ SAME_FACE = 0.4  # least share of the smaller of two boxes of one face
 # and below 0.9 for 15%.
 UPRIGHT = 0.9
 BETTER = 0.03  # by so much the score of the right way up is higher, at least
-WINDOW, WINDOW_SIZE = 2.5, 160  # around a face: in box sides, and pixels
+# A window around a face: its side in sides of the box, the most pixels of the
+# face in it, and the steps in which it lies in the picture, pixels of the
+# window: YuNet's coarsest.  So a face has one box, wherever its window lies.
+WINDOW, FACE_SIZE, GRID = 2.5, 96, 32
 
 # Where the landmarks' box lies in YuNet's, in sizes of that: x_min, y_min,
 # x_max, y_max.  Medians on 1,097 photographs, every fourth of HELEN, AFW, LFPW
@@ -209,7 +214,7 @@ class YuNet:
             faces = merged(faces, self.look(image, RIMMED_SIZE, RIM),
                            *(self.look_turned(image, degrees)
                              for degrees in TURNS))
-        return self.stand_up(image, self.sure(faces))
+        return self.refine(image, self.sure(faces))
 
     def glance(self, image):
         """Returns the `Faces` that a look at a small picture finds."""
@@ -239,16 +244,18 @@ class YuNet:
             tilt: degrees by which the picture is turned, too; see TURNS.
         """
         corners = np.reshape(box, (2, 2))
-        side = WINDOW * max(np.ptp(corners, axis=0).max(), 1)
-        corner = corners.mean(0) - side / 2
-        scale = WINDOW_SIZE / side
-        if scale < 0.5:  # the warp reads 2x2 pixels
-            image, shrunk = shrink(image, 1.5 * scale * max(image.shape[:2]))
-        else:
-            shrunk = 1.0
-        matrix = np.column_stack((np.eye(2) * scale / shrunk,
-                                  -corner * scale))
-        window = cv2.warpAffine(image, matrix, (WINDOW_SIZE, WINDOW_SIZE))
+        side = max(np.ptp(corners, axis=0).max(), 1)
+        scale = 1
+        while side > scale * FACE_SIZE:
+            scale *= 2
+        step = GRID * scale
+        count = math.ceil(WINDOW * side / step) + 1
+        corner = step * np.floor(
+            (corners.mean(0) - WINDOW / 2 * side) / step).astype(int)
+        size = GRID * count
+        window = cv2.resize(
+            cut(image, *corner, *(corner + step * count)), (size, size),
+            interpolation=cv2.INTER_AREA)
         window = np.ascontiguousarray(np.rot90(window, turn // 90))
         cost = 0.0
         if tilt:
@@ -257,26 +264,38 @@ class YuNet:
         boxes, scores = self.detect(window)
         if tilt:
             boxes = turn_back(boxes, matrix)
-        boxes = turn_boxes(boxes, turn, WINDOW_SIZE) / scale
-        faces = Faces(boxes + np.tile(corner, 2), scores - cost,
-                      np.full(len(boxes), turn))
+        boxes = scale * turn_boxes(boxes, turn, size) + np.tile(corner, 2)
+        faces = Faces(boxes, scores - cost, np.full(len(boxes), turn))
         return faces.chosen(faces.scores >= self.min_score - TURN_COST)
 
-    def stand_up(self, image, faces):
-        """Finds out which way up each face is, where its score is low."""
-        for number in np.flatnonzero(faces.scores < UPRIGHT):
-            box = faces.boxes[number]
-            ways = [self.look_near(image, box, turn)
-                    for turn in (0, 90, 180, 270)]
-            ways = [way.chosen(iou(box, way.boxes) > SAME_FACE)
-                    for way in ways]
-            best = [max(way.scores, default=0) for way in ways]
-            turn = int(np.argmax(best))
-            if best[turn] > best[0] + BETTER:
-                way = ways[turn]
-                faces.boxes[number] = way.boxes[way.scores.argmax()]
-                faces.turns[number] = 90 * turn
+    def refine(self, image, faces):
+        """Measures each face's box anew in a window, and which way is up.
+
+        So a face has the same box in a full look and where it is followed.
+        """
+        for number, box in enumerate(faces.boxes):
+            turns = (0, 90, 180, 270)
+            way, score = self.nearest(image, box, turns[0])
+            if score < UPRIGHT:
+                ways = [self.nearest(image, box, turn) for turn in turns]
+                better = max(ways, key=lambda way: way[1])
+                if better[1] > score + BETTER:
+                    way, score = better
+            if score:
+                faces.boxes[number], _, faces.turns[number] = way
         return faces
+
+    def nearest(self, image, box, turn):
+        """Returns what a window shows of a face: box, score and turn; score.
+
+        The score is 0 if it shows no face there.
+        """
+        faces = self.look_near(image, box, turn)
+        faces = faces.chosen(iou(box, faces.boxes) > SAME_FACE)
+        if not len(faces.boxes):
+            return None, 0.0
+        best = faces.scores.argmax()
+        return [part[best] for part in faces], faces.scores[best]
 
     def sure(self, faces):
         """Returns the faces of at least the least score."""

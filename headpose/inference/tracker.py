@@ -13,7 +13,7 @@ MIN_IOU = 0.3  # of a face's box with where it was expected
 MEMORY = 1.0  # seconds for which a missed face keeps its track
 STEADY = 0.5  # weight of the velocity before in a face's velocity
 LOOK_EVERY = 1.0  # seconds between two full looks of the detector
-GLANCE_EVERY = 0.12  # seconds between two looks at a small picture
+GLANCE_EVERY = 0.06  # seconds between two looks at a small picture
 
 
 @dataclasses.dataclass
