@@ -62,6 +62,7 @@ class Faces(NamedTuple):
     # (N,) degrees, multiples of 90, by which the picture must be turned
     # counterclockwise for the face to stand upright.
     turns: np.ndarray
+    scales: np.ndarray  # (N,) how many times smaller the box was measured
 
     def chosen(self, indices):
         """Returns some of the faces."""
@@ -97,8 +98,9 @@ def iou(box, others, of_smaller=False):
     common = sides.clip(0).prod(-1)
     area, areas = ((part[..., 2:] - part[..., :2]).prod(-1)
                    for part in (box, others))
-    return common / (np.minimum(area, areas) if of_smaller
-                     else area + areas - common)
+    whole = (np.minimum(area, areas) if of_smaller
+             else area + areas - common)
+    return common / np.maximum(whole, 1e-9)
 
 
 def non_maximum_suppression(boxes, scores):
@@ -115,12 +117,24 @@ def non_maximum_suppression(boxes, scores):
     return kept
 
 
-def merged(*faces):
-    """Returns several `Faces` as one, each face once, by its best score."""
+def merged(faces):
+    """Returns a list of `Faces` as one, each face once, by its best score."""
     found = Faces(*map(np.concatenate, zip(*faces)))
-    kept = non_maximum_suppression(found.boxes, found.scores)
-    return found.chosen(sorted(
-        kept, key=lambda index: found.boxes[index, [0, 2]].sum()))
+    return from_left(found.chosen(
+        non_maximum_suppression(found.boxes, found.scores)))
+
+
+def joined(faces, others):
+    """Returns `faces`, and those of the others that are none of them."""
+    new = [(iou(box, faces.boxes, of_smaller=True) < SAME_FACE).all()
+           for box in others.boxes]
+    return from_left(Faces(*map(np.concatenate, zip(
+        faces, others.chosen(np.flatnonzero(new))))))
+
+
+def from_left(faces):
+    """Returns `Faces` in order, from left to right."""
+    return faces.chosen(faces.boxes[:, [0, 2]].sum(1).argsort(kind='stable'))
 
 
 def shrink(image, longest):
@@ -209,11 +223,11 @@ class YuNet:
         found = [self.look(image, longest)]
         while (longest := longest // PYRAMID_STEP) >= SMALLEST:
             found.append(self.look(image, longest))
-        faces = merged(*found)
+        faces = merged(found)
         if min(faces.scores, default=0) < self.min_score:
-            faces = merged(faces, self.look(image, RIMMED_SIZE, RIM),
-                           *(self.look_turned(image, degrees)
-                             for degrees in TURNS))
+            faces = merged([faces, self.look(image, RIMMED_SIZE, RIM),
+                            *(self.look_turned(image, degrees)
+                              for degrees in TURNS)])
         return self.refine(image, self.sure(faces))
 
     def glance(self, image):
@@ -236,18 +250,17 @@ class YuNet:
         return upright_faces(turn_back(boxes, matrix) / scale,
                              scores - TURN_COST)
 
-    def look_near(self, image, box, turn=0, tilt=0):
+    def look_near(self, image, box, turn=0, scale=0, tilt=0):
         """Returns the `Faces` around a box (4,), of a score near the least.
 
         Args:
-            turn: degrees, see `Faces`.
+            turn, scale: of a face that is followed, see `Faces`.
             tilt: degrees by which the picture is turned, too; see TURNS.
         """
         corners = np.reshape(box, (2, 2))
         side = max(np.ptp(corners, axis=0).max(), 1)
-        scale = 1
-        while side > scale * FACE_SIZE:
-            scale *= 2
+        if not (scale and FACE_SIZE / 2.5 < side / scale < FACE_SIZE * 1.25):
+            scale = 2 ** max(0, math.ceil(math.log2(side / FACE_SIZE)))
         step = GRID * scale
         count = math.ceil(WINDOW * side / step) + 1
         corner = step * np.floor(
@@ -265,7 +278,8 @@ class YuNet:
         if tilt:
             boxes = turn_back(boxes, matrix)
         boxes = scale * turn_boxes(boxes, turn, size) + np.tile(corner, 2)
-        faces = Faces(boxes, scores - cost, np.full(len(boxes), turn))
+        faces = Faces(boxes, scores - cost, np.full(len(boxes), turn),
+                      np.full(len(boxes), scale))
         return faces.chosen(faces.scores >= self.min_score - TURN_COST)
 
     def refine(self, image, faces):
@@ -275,20 +289,19 @@ class YuNet:
         """
         for number, box in enumerate(faces.boxes):
             turns = (0, 90, 180, 270)
-            way, score = self.nearest(image, box, turns[0])
+            way, score = self.nearest(image, box, 0)
             if score < UPRIGHT:
                 ways = [self.nearest(image, box, turn) for turn in turns]
                 better = max(ways, key=lambda way: way[1])
                 if better[1] > score + BETTER:
                     way, score = better
             if score:
-                faces.boxes[number], _, faces.turns[number] = way
+                (faces.boxes[number], _, faces.turns[number],
+                 faces.scales[number]) = way
         return faces
 
     def nearest(self, image, box, turn):
-        """Returns what a window shows of a face: box, score and turn; score.
-
-        The score is 0 if it shows no face there.
+        """Returns a face's row of `Faces` in a window, and its score, or 0.
         """
         faces = self.look_near(image, box, turn)
         faces = faces.chosen(iou(box, faces.boxes) > SAME_FACE)
@@ -313,7 +326,8 @@ class YuNet:
 
 def upright_faces(boxes, scores):
     """Returns `Faces` that stand upright."""
-    return Faces(boxes, scores, np.zeros(len(boxes), int))
+    return Faces(boxes, scores, np.zeros(len(boxes), int),
+                 np.ones(len(boxes), int))
 
 
 def make_detector(path=YUNET, box=None, whole=False, min_score=MIN_SCORE):

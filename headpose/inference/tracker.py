@@ -5,8 +5,8 @@ import numpy as np
 
 from headpose.geometry.pose import angles_near, mean_angles
 from headpose.geometry.smooth import OneEuro
-from headpose.inference.detector import (TURNS, YuNet, iou, merged,
-                                         upright_faces)
+from headpose.inference.detector import (TURNS, YuNet, iou, joined,
+                                         merged, upright_faces)
 from headpose.inference.estimator import Head
 
 MIN_IOU = 0.3  # of a face's box with where it was expected
@@ -153,27 +153,28 @@ class Follower:
     def look(self, image, seconds):
         """Returns the detector's `Faces` in a frame."""
         detector = self.estimator.detector
+        if self.every_frame:
+            return detector(image)
+        faces = merged([
+            upright_faces(np.empty((0, 4)), np.empty(0)),
+            *(self.look_near(image, face, seconds)
+              for face in self.track.faces.values())])
         # A clock that starts again needs a look, too.
-        passed = seconds - self.looked
-        if not (self.every_frame or self.doubtful
-                or not 0 <= passed < LOOK_EVERY):
-            found = [self.look_near(image, face, seconds)
-                     for face in self.track.faces.values()]
-            if seconds - self.glanced >= GLANCE_EVERY:
-                self.glanced = seconds
-                found.append(detector.glance(image))
-            faces = merged(upright_faces(np.empty((0, 4)), np.empty(0)),
-                           *found)
-            if len(faces.boxes) >= len(self.heads):
-                return faces
-        self.looked = self.glanced = seconds
-        return detector(image)
+        if (self.doubtful or len(faces.boxes) < len(self.heads)
+                or not 0 <= seconds - self.looked < LOOK_EVERY):
+            self.looked = self.glanced = seconds
+            return joined(faces, detector(image))
+        if seconds - self.glanced >= GLANCE_EVERY:
+            self.glanced = seconds
+            return joined(faces, detector.glance(image))
+        return faces
 
     def look_near(self, image, face, seconds):
         """Returns the `Faces` found around the place where one should be."""
-        box, turn = face.expected(seconds), face.head.turn
+        head = face.head
         for tilt in (0, *TURNS):
-            faces = self.estimator.detector.look_near(image, box, turn, tilt)
+            faces = self.estimator.detector.look_near(
+                image, face.expected(seconds), head.turn, head.scale, tilt)
             if len(faces.boxes):
                 break
         return faces
