@@ -81,7 +81,8 @@ def test_options_reach_the_parts(heads):
 
 
 def test_a_film_has_tracks(estimator, heads, image, tmp_path):
-    for found in headpose.track([image] * 2, 10, estimator):
+    for found in headpose.track([image] * 2, 10, estimator,
+                                every_frame=True):
         assert [head.track for head in found] == [0, 1]
         assert [head.angles for head in found] == [
             head.angles for head in heads]
@@ -89,7 +90,7 @@ def test_a_film_has_tracks(estimator, heads, image, tmp_path):
     with video.recording(str(path), video.Moving()) as recorder:
         for number in range(2):
             recorder.write(image[..., ::-1], number / 25)
-    found = list(headpose.track(path, estimator=estimator))
+    found = list(headpose.track(path, estimator=estimator, every_frame=True))
     assert [[head.track for head in row] for row in found] == [[0, 1]] * 2
     with contextlib.closing(video.Film(str(path))) as film:
         pictures = [picture[..., ::-1] for picture, _ in film]

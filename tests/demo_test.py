@@ -13,7 +13,7 @@ import demo
 from headpose.geometry.crop import protocol_crop
 from headpose.geometry.pose import AXES, rotation_matrix
 from headpose.inference import detector, output, pipeline
-from headpose.inference.detector import whole_box
+from headpose.inference.detector import upright_faces, whole_box
 from headpose.inference.estimator import Head
 from headpose.inference.output import (BOX, FACING, FIELDS, MATRIX,
                                        OutputPaths, draw_heads)
@@ -57,7 +57,7 @@ def test_a_given_box_has_the_protocols_angles(run, snapshot, pictures,
                          ','.join(map(str, box)), '--output', tmp_path,
                          '--json')
     assert status == 0, err
-    row, = json.loads((tmp_path / 'poses.json').read_text())
+    row = json.loads((tmp_path / 'poses.json').read_text())
     assert [row[name] for name in ('x_min', 'y_min', 'x_max', 'y_max')
             ] == list(box)
     crop = protocol_crop(Image.open(pictures / '2.png'), box, SIZE)
@@ -115,7 +115,7 @@ def test_several_faces_bear_their_numbers(run, snapshot, pictures, tmp_path,
                                           monkeypatch):
     found = np.array([[40.0, 100, 140, 220], [200, 100, 300, 220]])
     monkeypatch.setattr(detector, 'make_detector', lambda *_, **__: (
-        lambda image: (found, np.array([0.876543, 0.7]))))
+        lambda image: upright_faces(found, np.array([0.876543, 0.7]))))
     seen = []
     monkeypatch.setattr(pipeline, 'draw_heads', lambda image, *args: (
         seen.append(args) or draw_heads(image, *args)))
@@ -141,7 +141,7 @@ def test_no_face_is_a_row_and_a_notice(run, snapshot, tmp_path):
     assert (tmp_path / 'out' / 'wall.jpg').is_file()
     run(tmp_path / 'wall.png', '--snapshot', snapshot, '--json',
         '--output', tmp_path / 'json')
-    row, = json.loads((tmp_path / 'json' / 'poses.json').read_text())
+    row = json.loads((tmp_path / 'json' / 'poses.json').read_text())
     assert tuple(row) == FIELDS and row['yaw'] is None
 
 
@@ -150,7 +150,7 @@ def test_rows_say_all_that_is_known(run, snapshot, pictures, tmp_path):
                          '--json', '--snapshot', snapshot, '--output',
                          tmp_path / 'out')
     assert status == 0, err
-    row, = json.loads((tmp_path / 'out' / 'poses.json').read_text())
+    row = json.loads((tmp_path / 'out' / 'poses.json').read_text())
     assert tuple(row) == FIELDS + MATRIX
     assert row['drawn'] == '2.jpg' and row['score'] is None
     assert row['seconds'] is None and row['track'] is None
@@ -171,7 +171,8 @@ def test_the_noted_box_gives_the_angles_again(run, snapshot, pictures,
     """The crop is cut to whole pixels, and a rounded box may cut another."""
     monkeypatch.setattr(
         detector, 'make_detector', lambda *_, **__: lambda image: (
-            np.array([[119.996, 110.004, 320.337, 330.999]]), np.ones(1)))
+            upright_faces(np.array([[119.996, 110.004, 320.337, 330.999]]),
+                          np.ones(1))))
     status, _, err = run(pictures / '2.png', '--snapshot', snapshot,
                          '--output', tmp_path / 'first')
     assert status == 0, err
@@ -193,20 +194,20 @@ def test_a_second_run_replaces_only_its_own_names(run, snapshot, pictures,
     out = tmp_path / 'out'
     assert call(pictures)[0] == 0
     (out / 'mine.jpg').write_bytes(b'my own')
-    before = {path: path.read_bytes() for path in out.iterdir()}
+    before = {path: path.read_bytes() for path in out.glob('[!.]*')}
     for more in (), ('--json',):
         status, _, err = call(pictures / '2.png', *more)
         assert status == 1 and err.count('\n') == 1
         assert ('2.jpg' if more else 'poses.csv') in err
         assert '--overwrite' in err
-    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert {path: path.read_bytes() for path in out.glob('[!.]*')} == before
     # Bad input alone leaves all as it is.
     assert call(pictures / 'notes.txt', '--overwrite')[0] == 1
-    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert {path: path.read_bytes() for path in out.glob('[!.]*')} == before
     status, _, err = call(pictures / '3.png', '--overwrite', '--json',
                           '--cube')
     assert status == 0, err
-    after = {path: path.read_bytes() for path in out.iterdir()}
+    after = {path: path.read_bytes() for path in out.glob('[!.]*')}
     assert sorted(path.name for path in after if after[path]
                   != before.get(path)) == ['3.jpg', 'poses.json']
     assert before.keys() <= after.keys()  # nothing is deleted
@@ -310,7 +311,7 @@ def test_inputs_of_one_name_keep_apart(run, snapshot, pictures, tmp_path):
                          '--snapshot', snapshot, '--output', tmp_path / 'out')
     assert status == 0, err
     assert sorted(os.listdir(tmp_path / 'out')) == [
-        '2.jpg', '2_2.jpg', '3.jpg', '3_2.jpg', 'poses.csv']
+        '.poses.lock', '2.jpg', '2_2.jpg', '3.jpg', '3_2.jpg', 'poses.csv']
 
 
 def test_subfolders_are_searched_if_asked(run, snapshot, pictures, tmp_path):

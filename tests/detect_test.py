@@ -92,7 +92,7 @@ def test_yunets_boxes_become_the_landmarks():
                     [450, 20, 100, 200, 0.59]]
         return []
     yunet, _ = make_yunet(find)
-    boxes, scores = yunet(np.zeros((400, 600, 3), np.uint8))
+    boxes, scores, *_ = yunet(np.zeros((400, 600, 3), np.uint8))
     # From left to right; what has less than the least score is none.
     np.testing.assert_allclose(boxes, [[49, 70, 153, 224],
                                        [299, 70, 403, 224]])
@@ -109,26 +109,31 @@ def test_yunet_looks_at_several_scales_and_finds_a_face_once():
         return [[1000 * scale, 800 * scale, 1600 * scale, 1600 * scale,
                  0.95 - 0.2 * scale]]
     yunet, detector = make_yunet(find)
-    boxes, scores = yunet(np.zeros((3000, 4000, 3), np.uint8))
+    boxes, scores, *_ = yunet(np.zeros((3000, 4000, 3), np.uint8))
     assert detector.sizes[:2] == [(4000, 3000), (1000, 750)]
-    assert len(boxes) == 1 and scores[0] == pytest.approx(0.9)
+    assert len(boxes) == 1 and scores[0] == pytest.approx(0.9375)
     np.testing.assert_allclose(boxes[0], [984, 1200, 2648, 2432])
 
 
-def test_yunet_finds_tilted_heads_beside_upright_ones():
+def test_yunet_turns_a_picture_where_it_has_doubts():
     image = np.full((400, 600, 3), 90, np.uint8)
+    doubt = [[300, 300, 100, 100, 0.5]]
 
     def find(seen):
         if seen.shape == image.shape:
-            return [[50, 50, 100, 100, 0.9]]
-        if seen.shape[0] == seen.shape[1]:  # turned by 45 degrees
+            return [[50, 50, 100, 100, 0.9]] + doubt
+        if seen.shape[0] == seen.shape[1] > 600:  # turned by 45 degrees
             return [[300, 300, 100, 100, 0.8]]
         return []
-    yunet, _ = make_yunet(find)
-    boxes, scores = yunet(image)
-    assert len(boxes) > 1
-    assert scores.max() == pytest.approx(0.9)
-    assert scores.min() == pytest.approx(0.7)  # a turned find is worth less
+    yunet, detector = make_yunet(find)
+    faces = yunet(image)
+    assert len(faces.boxes) > 1
+    assert faces.scores.max() == pytest.approx(0.9)
+    assert faces.scores.min() == pytest.approx(0.7)  # a turned find is less
+    doubt.clear()
+    detector.sizes.clear()
+    assert len(yunet(image).boxes) == 1
+    assert max(map(max, detector.sizes)) == 600  # no turned picture
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 3000), (7, 7), (3000, 2)])
@@ -205,7 +210,7 @@ def test_yunets_margins_fit_the_landmarks(real):
     for path in sorted((real[0] / 'AFLW2000').glob('*.mat'))[:12]:
         _, pt2d = mat.read_mat(path)
         box = mat.face_box(pt2d)
-        boxes, _ = detector(cv2.imread(str(path.with_suffix('.jpg'))))
+        boxes, *_ = detector(cv2.imread(str(path.with_suffix('.jpg'))))
         overlaps.append(max(iou(box, boxes), default=0))
     assert np.median(overlaps) > 0.6
 
@@ -216,7 +221,7 @@ def test_small_and_large_faces_are_found_in_a_large_picture(real):
     small = cv2.resize(image, (90, 90), interpolation=cv2.INTER_AREA)
     canvas[100:190, 200:290] = small  # a face of 40 pixels
     canvas[250:1450, 500:1700] = cv2.resize(image, (1200, 1200))
-    boxes, scores = YuNet()(canvas)
+    boxes, scores, *_ = YuNet()(canvas)
     sizes = (boxes[:, 2:] - boxes[:, :2]).max(1)
     assert len(boxes) == 2 and (scores > 0.6).all()
     assert sizes[0] < 60 and sizes[1] > 450

@@ -304,7 +304,8 @@ class YuNet:
         """Returns a face's row of `Faces` in a window, and its score, or 0.
         """
         faces = self.look_near(image, box, turn)
-        faces = faces.chosen(iou(box, faces.boxes) > SAME_FACE)
+        faces = faces.chosen(
+            iou(box, faces.boxes, of_smaller=True) > SAME_FACE)
         if not len(faces.boxes):
             return None, 0.0
         best = faces.scores.argmax()
@@ -316,6 +317,10 @@ class YuNet:
 
     def detect(self, image):
         """Returns boxes (N, 4) and scores (N,) at one scale."""
+        # In a strip YuNet's sizes overflow.
+        image = cv2.copyMakeBorder(
+            image, 0, max(0, SMALLEST - image.shape[0]), 0,
+            max(0, SMALLEST - image.shape[1]), cv2.BORDER_CONSTANT)
         with self.lock:
             self.network.setInputSize(image.shape[1::-1])
             # (N, 15): x, y, width, height, five points, the score.

@@ -1,5 +1,4 @@
 """Writes the table of poses and drawn pictures, under their inputs' names."""
-import contextlib
 import csv
 import json
 import os
@@ -32,32 +31,27 @@ class PoseTable:
     .json JSON Lines.
 
     Raises:
-        RunError: on entering, if the file cannot be written, or another run
-            is writing it.
+        RunError: on entering, if the folder cannot be written, or another run
+            is writing there.
     """
 
     def __init__(self, path, matrix=False):
         self.path = path
         self.fields = FIELDS + (MATRIX if matrix else ())
+        self.file = None  # until the first row
         self.count = 0
 
     def __enter__(self):
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(locked(self.path))
-            try:
-                self.file = stack.enter_context(
-                    open(self.path, 'w', encoding='utf-8', newline=''))
-            except OSError as error:
-                raise self.fault(error) from None
-            if self.path.endswith('.csv'):
-                csv.writer(self.file).writerow(self.fields)
-            self.stack = stack.pop_all()
+        self.lock = locked(os.path.join(os.path.dirname(self.path), 'poses'))
+        self.lock.__enter__()
         return self
 
-    def __exit__(self, *_):
-        self.stack.close()
-        noun = 'row' if self.count == 1 else 'rows'
-        print(f'{self.count} {noun}: {printable(self.path)}')
+    def __exit__(self, *error):
+        if self.file:
+            self.file.close()
+            noun = 'row' if self.count == 1 else 'rows'
+            print(f'{self.count} {noun}: {printable(self.path)}')
+        self.lock.__exit__(*error)
 
     def fault(self, error):
         """Returns the RunError of an OSError."""
@@ -100,7 +94,12 @@ class PoseTable:
 
     def write(self, rows):
         """Writes rows, dicts, to the disk."""
-        if self.path.endswith('.csv'):
+        is_csv = self.path.endswith('.csv')
+        if not self.file:
+            self.file = open(self.path, 'w', encoding='utf-8', newline='')
+            if is_csv:
+                csv.writer(self.file).writerow(self.fields)
+        if is_csv:
             csv.DictWriter(self.file, self.fields).writerows(rows)
         else:
             self.file.writelines(json.dumps(row) + '\n' for row in rows)
