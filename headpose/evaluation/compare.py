@@ -52,14 +52,10 @@ def angles_and_crops(report):
 def comparison(first, second):
     """Says which of two reports, A and B by paths, is better.
 
-    Returns:
-        A text: counts, where their protocols differ, errors of both and B - A
-        with the 95% interval of a paired bootstrap (the same images, or
-        groups of images, are drawn of both), a verdict.
-
-    Raises:
-        RunError: a file is no report, or the two have no image in common or
-            disagree on its true angles.
+    The text has counts, where their protocols differ, errors of both and B - A
+    with the 95% interval of a paired bootstrap (the same images, or groups of
+    images, are drawn of both), and a verdict.  Raises RunError if a file is no
+    report, or the two have no image in common or disagree on its true angles.
     """
     reports, groups, crops = zip(*[load_report(path, angles_and_crops)
                                    for path in (first, second)])

@@ -47,9 +47,8 @@ def text_of(data):
 def draw_face(dataset, index, angles, cube=False):
     """Reads an image and draws a pose onto its face; see `draw.draw_pose`.
 
-    Returns:
-        The image, uint8 (H, W, 3), BGR; the centre (x, y) of the face's box
-        and half its larger side, pixels.
+    Returns the image, uint8 (H, W, 3), BGR; the centre (x, y) of the face's
+    box and half its larger side, pixels.
     """
     # cv2.imread ends the process at a name that is no UTF-8.
     image = cv2.imdecode(np.fromfile(dataset.path(index), np.uint8),

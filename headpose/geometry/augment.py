@@ -53,7 +53,6 @@ class Draws(collections.namedtuple(
         'occlude occluder patch_angle patch_depth patch_width patch_round '
         'red green blue other')):
     """The random numbers of one training image, each in [0, 1)."""
-    __slots__ = ()
 
     @property
     def flipped(self):
@@ -89,20 +88,18 @@ def augmented_crop(image, box, angles, draws, size,
                    augmentation=Augmentation(), shrink=1, other=None):
     """Returns a training crop and the angles of the head in it.
 
-    Args: see above; for `shrink` see `training_crop`, for `other` `occluded`.
+    For `shrink` see `training_crop`, for `other` `occluded`.
     """
-    turn = 0.0
     if augmentation.box_jitter:
         box = jittered(box, augmentation.box_jitter, draws)
     if draws.flipped:
         angles = angles * np.float32(MIRROR)
-    if augmentation.rotate:
-        turn = augmentation.rotate * (2 * float(draws.turn) - 1)
-        new = turned(angles, turn)
-        if beyond_range(new):
-            turn = 0.0  # the network has no bins for the turned head
-        else:
-            angles = new
+    turn = augmentation.rotate * (2 * float(draws.turn) - 1)
+    new = turned(angles, turn) if turn else angles
+    if beyond_range(new):
+        turn = 0.0  # the network has no bins for the turned head
+    else:
+        angles = new
     image = training_crop(image, box, draws, size, turn, shrink)
     if draws.occlude < augmentation.occlude:
         image = occluded(image, *face_in_crop(box, draws, size, turn), angles,
@@ -182,7 +179,7 @@ def face_in_crop(box, draws, size, turn=0.0):
 
 
 def turned_crop(face, left, top, size, turn, flip):
-    """Cuts a turned crop out of a face, which is mirrored first if `flip`."""
+    """Cuts a turned crop out of a face, mirrored first if `flip`."""
     if flip:
         face = cv2.flip(face, 1)
     # From the crop's pixels to the face's: a turn about the centre, a shift.

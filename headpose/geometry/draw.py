@@ -14,9 +14,8 @@ def draw_pose(image, angles, center, size, cube=False):
     Args:
         image: uint8 array (H, W, 3), BGR as OpenCV reads it.
         angles: degrees: yaw, pitch, roll; if not finite, nothing is drawn.
-        center: (x, y) of the axes' origin, pixels.
+        center: (x, y) of the axes' origin, or of the cube, pixels.
         size: length of an axis, or of the cube's edges, pixels.
-        cube: draw a cube around the centre, its face side in front.
     """
     if not np.isfinite(angles).all():
         return

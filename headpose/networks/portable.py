@@ -102,11 +102,8 @@ def write(path, model, size, precision, batches, notes):
             uint8 tensors (N, size, size, 3); else None.
         notes: dict of strings, an .onnx file's metadata.
 
-    Returns:
-        Degrees between the angles of PyTorch and of the file, see TOLERANCES.
-
-    Raises:
-        RunError: a package is missing, or the angles differ by more.
+    Returns the degrees between PyTorch's angles and the file's; RunError if
+    they are more than TOLERANCES has, or a package is missing.
     """
     network = Portable(model)
     sample = torch.randint(256, (3, size, size, 3), dtype=torch.uint8)
@@ -140,10 +137,7 @@ def write_pt2(path, program, batches):
 
 
 def write_onnx(path, program, batches, precision, notes):
-    """Writes ONNX; returns the angles that onnxruntime gives on the batches.
-
-    Args: see `write`; `program` is a torch.export program of `Portable`.
-    """
+    """Writes ONNX; returns onnxruntime's angles on the batches."""
     try:
         import onnx  # optional packages
         import onnxruntime

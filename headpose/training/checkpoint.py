@@ -31,8 +31,7 @@ def read_checkpoint(path):
     """Reads a checkpoint of ours, or a bare state dict.
 
     Nothing in the file is executed.  Returns a dict whose 'model' is the state
-    dict; of a checkpoint of ours, with its other parts.  Raises WeightsError
-    if the file is missing, damaged, or no plain checkpoint.
+    dict; of a checkpoint of ours, with its other parts.
     """
     try:
         with (open(path, 'rb') as file,
@@ -143,9 +142,8 @@ def trained_size(checkpoint):
 def crop_size(path, checkpoint, asked=None):
     """Returns the side of the crops to test a checkpoint on.
 
-    That is the size that the user asks for, or the file's.  A line says which
-    one is assumed without both: at another size a network's errors are many
-    times as large.
+    Without the user's and the file's a line says which one is assumed: at
+    another size a network's errors are many times as large.
     """
     if not asked and 'image_size' not in checkpoint.get('options', {}):
         print(f'{path}: does not say at which size it was trained; '
@@ -173,11 +171,7 @@ def on_cpu(model):
 
 
 def read_last(path, output=''):
-    """Reads a `*_last.pkl`, from which a run can resume.
-
-    Raises WeightsError, which names `output`, the best checkpoint, where the
-    file is damaged.
-    """
+    """Reads a `*_last.pkl`; an error names `output`, the best checkpoint."""
     try:
         checkpoint = read_checkpoint(path)
     except WeightsError as error:
@@ -202,13 +196,10 @@ def load_last(model, checkpoint, path):
 # ---------------------------------------------------------- pretrained weights
 
 def load_pretrained(model, choice, batch_norms='frozen'):
-    """Loads weights into a fresh network: ImageNet's, or a trained network's.
+    """Loads weights into a fresh `hopenet.PoseNetwork`, as --pretrained says.
 
-    Args:
-        model: a `hopenet.PoseNetwork`.
-        choice: 'imagenet', 'none' or a file (see --pretrained).
-        batch_norms: 'frozen' keeps the running statistics that come with the
-            weights, 'live' estimates them anew from the batches.
+    `batch_norms` 'frozen' keeps the running statistics that come with the
+    weights, 'live' estimates them anew from the batches.
     """
     if choice == 'none':
         return

@@ -30,11 +30,7 @@ AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 class Trainer:
     """A network in training, with all that a step changes.
 
-    Args:
-        model: a `hopenet.PoseNetwork`, on the device.
-        optimizer: of the model's parameters.
-        recipe: a `Recipe`.
-        device: 'cpu' or 'cuda:N'.
+    `model` is a `hopenet.PoseNetwork` on the device, 'cpu' or 'cuda:N'.
     """
 
     def __init__(self, model, optimizer, recipe=Recipe(), device='cpu'):
@@ -73,10 +69,7 @@ class Trainer:
             'averaged': int(self.average.n_averaged) if self.average else 0}
 
     def load_optimizer_state(self, checkpoint):
-        """Restores optimizer, average and scaler; rates are the recipe's.
-
-        Raises WeightsError if a part of the checkpoint does not fit.
-        """
+        """Restores optimizer, average and scaler; rates are the recipe's."""
         try:
             self.optimizer.load_state_dict({
                 'state': checkpoint['optimizer']['state'],
@@ -194,13 +187,7 @@ def evaluate(model, loader, alpha=2.0, flip=False):
     """Returns the `Evaluation` of a network on all images of a loader.
 
     With several processes each takes a part of the images, and all return
-    the result of all.
-
-    Args:
-        model: a `hopenet.PoseNetwork`, on its device.
-        loader: see `datasets.evaluation_loader`.
-        alpha: weight of the squared error in the loss.
-        flip: see `PoseNetwork.predict`.
+    the result of all.  `alpha` is `pose_loss`'s, `flip` `predict`'s.
     """
     model.eval()
     # Index, predicted and true angles, loss, deviation.
@@ -223,13 +210,8 @@ def evaluate(model, loader, alpha=2.0, flip=False):
 def fit(trainer, loaders, run):
     """Trains and validates; writes the checkpoints, the log and the curves.
 
-    Args:
-        trainer: a `Trainer`, whose network has `run.load_weights`' weights.
-        loaders: of training and of validation.
-        run: a `run.Run`.
-
-    Returns:
-        The log, a DataFrame with a row for each epoch.
+    The trainer's network has `run.load_weights`' weights, and `loaders` are
+    those of training and of validation.  Returns the log, a row an epoch.
     """
     recipe, (training, validation) = trainer.recipe, loaders
     if recipe.as_published:

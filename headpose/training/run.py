@@ -78,9 +78,9 @@ def warn_if_busy(device):
 def refuse_differences(path, before, now, override=False, names=RUN_OPTIONS):
     """Raises RunError if what makes a run is not what it was.
 
-    `before` and `now` are plain dicts of options, or of hashes of the data;
-    `names` are compared, and `override` lets pass what can change.  Returns a
-    dict from the names that differ to pairs of values.
+    `before` and `now` are dicts of options, or of hashes of the data, and
+    `names` are compared.  With `override` those that may differ, and do, are
+    returned, a dict to pairs of values.
     """
     if now.get('one_cycle') or now.get('weak_end') or len(
             now.get('image_sizes', [])) > 1:
@@ -150,14 +150,10 @@ class Run:
     """A run's log, origin and files; all but the network in training.
 
     Beside `output`, the best checkpoint by validation MAE, stand `*_last.pkl`,
-    from which a run resumes, `*_log.csv` and `*_curves.png`.
-
-    Args:
-        output: path of the best checkpoint.
-        options: plain dict, kept in the checkpoints.
-        resume: a `*_last.pkl` to go on from, or None; after an epoch, its.
-        override: resume although options or data differ.
-        overwrite: replace another run's checkpoints at `output`.
+    from which a run resumes, `*_log.csv` and `*_curves.png`.  The checkpoints
+    keep `options`, a plain dict.  `resume` is a `*_last.pkl` to go on from,
+    after an epoch its own; `override` resumes although options or data differ;
+    `overwrite` replaces another run's checkpoints.
     """
 
     def __init__(self, output, options=None, resume=None, override=False,
@@ -179,10 +175,7 @@ class Run:
 
     def load_weights(self, model, pretrained='imagenet',
                      batch_norms='frozen'):
-        """Loads the run's checkpoint, or else pretrained weights.
-
-        Args: see `checkpoint.load_pretrained`.
-        """
+        """Loads the run's checkpoint, or else pretrained weights."""
         if self.checkpoint:
             load_last(model, self.checkpoint, self.resume)
         else:
@@ -190,11 +183,7 @@ class Run:
 
     @contextlib.contextmanager
     def lock_output(self):
-        """Locks the output for this run.
-
-        Raises RunError if another run is writing it, or has checkpoints there,
-        or nothing can be written; before hours of training.
-        """
+        """Locks the output, or raises RunError before hours of training."""
         if process_rank() > 0:  # process 0 writes
             yield
             return
@@ -228,10 +217,7 @@ class Run:
                     and os.path.samefile(self.resume, self.last))
 
     def start(self, trainer, loaders):
-        """Notes where the run comes from, and takes up its checkpoint.
-
-        Raises RunError if the data, or their split, are not those of the run.
-        """
+        """Notes where the run comes from, and takes up its checkpoint."""
         self.provenance = provenance(self.options, loaders, trainer.device)
         self.started = time.monotonic()
         if not self.checkpoint:
@@ -256,10 +242,7 @@ class Run:
         self.checkpoint = None  # its tensors are copied
 
     def add_epoch(self, lr, train_loss, result):
-        """Adds an epoch to the log.
-
-        `lr` is the base rate at its start, `result` the validation's.
-        """
+        """Adds an epoch to the log; `result` is the validation's."""
         number = len(self.rows) + 1
         if not np.isfinite(result.loss):
             raise RunError(f'epoch {number}: the validation loss is '
