@@ -170,12 +170,8 @@ class PoseNetwork(nn.Module):
             self.freeze_stem()
 
     def set_train_mode(self, as_published=False):
-        """Sets an epoch's mode: pretrained running statistics are frozen.
-
-        With `as_published` all is in eval mode, as the released code was
-        after its first validation.
-        """
-        self.train(not as_published)
+        """Sets an epoch's mode: pretrained running statistics are frozen."""
+        self.train(not as_published)  # the released code stays in eval mode
         for name in self.pretrained_norms:
             self.get_submodule(name).eval()
 
@@ -230,10 +226,7 @@ class AttentionBottleneck(Bottleneck):
 
 
 class AttNet(PoseNetwork, ResNet):
-    """ResNet-50 with CBAM in each of its 16 bottlenecks, and pose heads.
-
-    With the attention 'none' it is HopeNet's network.
-    """
+    """ResNet-50 with CBAM (or 'none', as HopeNet's) in its 16 bottlenecks."""
 
     stem = ('conv1', 'bn1')
     title, torchvision_name = 'ResNet-50', 'resnet50'

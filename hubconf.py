@@ -33,10 +33,7 @@ def attnet(pretrained=False, attention='cbam'):
 
 
 def shufflenet(width=1.0, pretrained=False):
-    """Returns ShuffleNetV2 with untrained pose heads; see `attnet`.
-
-    The channel multiplier `width` is 0.5, 1.0 (the document's), 1.5 or 2.0.
-    """
+    """Returns ShuffleNetV2, 0.5, 1, 1.5 or 2 times as wide; see `attnet`."""
     return prepared(ShuffleNet(width), pretrained)
 
 

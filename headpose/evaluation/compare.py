@@ -22,10 +22,7 @@ CROPS = {'landmarks': None, 'image_size': None, 'flip': False, 'crop': 'ours'}
 
 
 def load_report(path, part=dict):
-    """Returns what the function `part` makes of the report at `path`.
-
-    Raises RunError if that fails: the file is no report.json.
-    """
+    """Returns what the function `part` makes of the report at `path`."""
     name = os.path.join(path, 'report.json') if os.path.isdir(path) else path
     try:
         with open(name, encoding='utf-8') as file:

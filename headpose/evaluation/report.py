@@ -24,9 +24,8 @@ from headpose.geometry.pose import AXES, angles_text
 def present(result, data, checkpoint, options, image_size):
     """Prints a test's result and writes the files that are asked for.
 
-    `result` is the `engine.Evaluation` of `data`, a `datasets.PoseDataset`;
-    `image_size` the crops' side in pixels.  Raises RunError if a file cannot
-    be written, or an answer is not a number.
+    `result` is the `engine.Evaluation` of `data`, a `datasets.PoseDataset`.
+    Raises RunError if a file cannot be written, or an answer is no number.
     """
     print_result(result)
     annotations = data.annotations

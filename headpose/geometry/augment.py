@@ -86,10 +86,7 @@ def log_between(limits, draw):
 
 def augmented_crop(image, box, angles, draws, size,
                    augmentation=Augmentation(), shrink=1, other=None):
-    """Returns a training crop and the angles of the head in it.
-
-    For `shrink` see `training_crop`, for `other` `occluded`.
-    """
+    """Returns a training crop and the angles of the head in it."""
     if augmentation.box_jitter:
         box = jittered(box, augmentation.box_jitter, draws)
     if draws.flipped:
@@ -193,8 +190,7 @@ def shrinkage(box, draws, size, jitter=0.0):
     """Returns how many times smaller an image may be read for its crop.
 
     At 96 pixels the crops of 51 images of 300W-LP differ by 0.8 grey levels
-    on average from those of the whole images (1.4 at most), and loading is
-    1.8 times as fast.  `jitter` is `Augmentation.box_jitter`.
+    on average from those of the whole images.  `jitter` is the box's.
     """
     if draws.blur < BLURRED:
         return 1  # the blur is of the image's own pixels

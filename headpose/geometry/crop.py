@@ -43,10 +43,7 @@ def expand_box(box, k, side, above=ABOVE):
 
 
 def crop_problem(box, width=math.inf, height=math.inf):
-    """Says in a line why a face cannot be cropped, or returns None.
-
-    `width` and `height` are the picture's, infinite where it is not known.
-    """
+    """Says why a face cannot be cropped from a picture, or returns None."""
     if not np.isfinite(box).all():
         return 'the face box is not finite'
     x_min, y_min, x_max, y_max = map(float, box)

@@ -93,14 +93,10 @@ class Portable(nn.Module):
 def write(path, model, size, precision, batches, notes):
     """Writes a network as .onnx or .pt2 and checks its angles.
 
-    Args:
-        path: of the file; its ending says which kind.
-        model: a `hopenet.PoseNetwork`; it is of no use afterwards.
-        size: side of the images, pixels.
-        precision: of an .onnx file's network: a key of TOLERANCES.
-        batches: for int8, training crops that show the ranges of values,
-            uint8 tensors (N, size, size, 3); else None.
-        notes: dict of strings, an .onnx file's metadata.
+    `model`, a `hopenet.PoseNetwork`, is of no use afterwards; `size` is the
+    images' side in pixels.  An .onnx file has a precision, a key of
+    TOLERANCES, and `notes`, a dict of strings; for int8, batches of training
+    crops, uint8 tensors (N, size, size, 3), show the ranges of values.
 
     Returns the degrees between PyTorch's angles and the file's; RunError if
     they are more than TOLERANCES has, or a package is missing.

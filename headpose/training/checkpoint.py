@@ -25,8 +25,6 @@ WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'net')
 DOS_FOLDER = 0x10  # among the attributes of an entry in a zip archive
 
 
-# ----------------------------------------------------------------- reading
-
 def read_checkpoint(path):
     """Reads a checkpoint of ours, or a bare state dict.
 
@@ -65,7 +63,7 @@ def check_archive(file):
     """Checks the CRCs of a zip archive, as PyTorch does not, and rewinds.
 
     No CRC protects the bit that calls an entry a folder; PyTorch would leave
-    such a tensor uninitialised.  Files of PyTorch before 1.6 are no archives.
+    such a tensor uninitialised.  Before 1.6 its files were no archives.
     """
     if file.read(4) == b'PK\x03\x04':
         with zipfile.ZipFile(file) as archive:
@@ -114,13 +112,10 @@ def check_parts(checkpoint):
                            f'{least} to {most}')
 
 
-# ----------------------------------------------------- a checkpoint's network
-
 def load_network(path, rebuild):
     """Returns a file's network and its checkpoint, see `read_checkpoint`.
 
-    `rebuild` returns a fresh network for a state dict and, of checkpoints of
-    ours, the `network` entry; see `shufflenet.rebuild`.
+    `rebuild` is `shufflenet.rebuild`, which this room does not know.
     """
     checkpoint = read_checkpoint(path)
     with errors_named(path):
@@ -151,8 +146,6 @@ def crop_size(path, checkpoint, asked=None):
               'names another')
     return asked or trained_size(checkpoint)
 
-
-# ------------------------------------------------------ writing and resuming
 
 def save_checkpoint(path, checkpoint):
     """Writes a checkpoint of plain types and tensors, see `files.atomic`."""
@@ -192,8 +185,6 @@ def load_last(model, checkpoint, path):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in checkpoint['frozen'])
 
-
-# ---------------------------------------------------------- pretrained weights
 
 def load_pretrained(model, choice, batch_norms='frozen'):
     """Loads weights into a fresh `hopenet.PoseNetwork`, as --pretrained says.

@@ -15,8 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from headpose.errors import (RunError, WeightsError, check_interrupt,
-                             signals_noted)
+from headpose.errors import RunError, check_interrupt, signals_noted
 from headpose.networks.weights import load_exactly
 from headpose.training.checkpoint import on_cpu
 from headpose.training.recipe import Recipe
@@ -28,10 +27,7 @@ AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 class Trainer:
-    """A network in training, with all that a step changes.
-
-    `model` is a `hopenet.PoseNetwork` on the device, 'cpu' or 'cuda:N'.
-    """
+    """A `hopenet.PoseNetwork` in training, with all that a step changes."""
 
     def __init__(self, model, optimizer, recipe=Recipe(), device='cpu'):
         self.model = model
@@ -70,18 +66,14 @@ class Trainer:
 
     def load_optimizer_state(self, checkpoint):
         """Restores optimizer, average and scaler; rates are the recipe's."""
-        try:
-            self.optimizer.load_state_dict({
-                'state': checkpoint['optimizer']['state'],
-                'param_groups': self.optimizer.state_dict()['param_groups']})
-            if self.average:
-                load_exactly(self.average.module, checkpoint['model'])
-                self.average.n_averaged.fill_(checkpoint['averaged'])
-            if checkpoint['scaler'] and self.scaler.is_enabled():
-                self.scaler.load_state_dict(checkpoint['scaler'])
-        except Exception as error:  # PyTorch documents no list of errors
-            raise WeightsError('holds no optimizer state of this run '
-                               f'({type(error).__name__})') from None
+        self.optimizer.load_state_dict({
+            'state': checkpoint['optimizer']['state'],
+            'param_groups': self.optimizer.state_dict()['param_groups']})
+        if self.average:
+            load_exactly(self.average.module, checkpoint['model'])
+            self.average.n_averaged.fill_(checkpoint['averaged'])
+        if checkpoint['scaler'] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(checkpoint['scaler'])
 
 
 def weight_average(model, decay):
@@ -96,8 +88,6 @@ def weight_average(model, decay):
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
-
-# --------------------------------------------------------------- one epoch
 
 def train_epoch(trainer, loader, epoch=1):
     """Trains one epoch; returns the mean loss over its images.
@@ -167,8 +157,6 @@ def check_finite(losses, epoch):
     return values
 
 
-# -------------------------------------------------------------- evaluation
-
 class Evaluation(NamedTuple):
     """A network's answers on N images, in the order of their indices."""
     loss: float             # mean over the images
@@ -204,8 +192,6 @@ def evaluate(model, loader, alpha=2.0, flip=False):
     return Evaluation(float(rows[:, 7].mean()), rows[:, 0].astype(int),
                       rows[:, 1:4], rows[:, 4:7], rows[:, 8])
 
-
-# ------------------------------------------------------------------ the run
 
 def fit(trainer, loaders, run):
     """Trains and validates; writes the checkpoints, the log and the curves.

@@ -19,9 +19,8 @@ from torch import distributed
 from headpose.errors import Interrupted, RunError, explain
 from headpose.files import atomic, os_reason, printable
 from headpose.geometry.pose import AXES, angles_text
-from headpose.training.checkpoint import (errors_named, load_last,
-                                          load_pretrained, on_cpu, read_last,
-                                          save_checkpoint)
+from headpose.training.checkpoint import (load_last, load_pretrained, on_cpu,
+                                          read_last, save_checkpoint)
 from headpose.training.options import sibling
 
 # Options that make a run: with another value it is another run.  Options not
@@ -78,9 +77,8 @@ def warn_if_busy(device):
 def refuse_differences(path, before, now, override=False, names=RUN_OPTIONS):
     """Raises RunError if what makes a run is not what it was.
 
-    `before` and `now` are dicts of options, or of hashes of the data, and
-    `names` are compared.  With `override` those that may differ, and do, are
-    returned, a dict to pairs of values.
+    Of `before` and `now`, options or hashes of the data, `names` are compared;
+    with `override` those that differ are returned, a dict to pairs of values.
     """
     if now.get('one_cycle') or now.get('weak_end') or len(
             now.get('image_sizes', [])) > 1:
@@ -226,8 +224,7 @@ class Run:
         changed = {**self.changed, **refuse_differences(
             self.resume, before['data'], self.provenance['data'],
             self.override, before['data'])}
-        with errors_named(self.resume):
-            trainer.load_optimizer_state(self.checkpoint)
+        trainer.load_optimizer_state(self.checkpoint)
         self.rows = self.checkpoint['log']
         self.started -= before['wall_seconds']
         print(f'Resuming after epoch {len(self.rows)} of '
