@@ -33,9 +33,7 @@ def load_report(path, part=dict):
 
 
 def angles_and_crops(report):
-    """Returns dicts of names to predicted and true angles (2, 3), of names to
-    groups, and CROPS.
-    """
+    """Returns dicts of predicted and true angles, and of groups; CROPS."""
     rows, protocol = report['rows'], report['protocol']
     angles = np.array([[row['predicted'], row['true']] for row in rows])
     if angles.shape[1:] != (2, 3) or not np.isfinite(angles).all():

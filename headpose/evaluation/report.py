@@ -1,8 +1,7 @@
 """What a test says and writes: lines, a CSV, pictures, and a report.
 
-A report is report.json and report.html: errors with 95% bootstrap intervals,
-by range of each angle, the rotation's geodesic error, curves, the worst
-images, and where the checkpoint comes from.
+A report is report.json and report.html: errors with intervals and by range,
+the rotation's, curves, the worst images, the checkpoint's origin.
 """
 import json
 import os

@@ -110,8 +110,6 @@ def augmented_crop(image, box, angles, draws, size,
     return image, angles
 
 
-# ------------------------------------------------------------------- framing
-
 def training_crop(image, box, draws, size=224, turn=0.0, shrink=1):
     """Crops a face with HopeNet's random margin, shift, flip and blur.
 
@@ -256,8 +254,6 @@ def resize(image, width, height):
             (width, height), Image.Resampling.BILINEAR))
     return cv2.resize(image, (width, height))
 
-
-# ------------------------------------------------------ beyond HopeNet's crop
 
 def jittered(box, amount, draws):
     """Returns a box moved by up to half of `amount`, and scaled by up to it.

@@ -25,10 +25,7 @@ PERCENTILE = 99.99  # of a tensor's values are within its 8 bits' range
 
 
 class PortableGate(nn.Module):
-    """A `cbam.ChannelGate` whose linear layers are convolutions of one pixel.
-
-    OpenCV has matrix products for a batch of one only.
-    """
+    """A `cbam.ChannelGate` for OpenCV, without matrix products of batches."""
 
     def __init__(self, gate):
         super().__init__()

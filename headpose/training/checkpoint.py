@@ -113,10 +113,7 @@ def check_parts(checkpoint):
 
 
 def load_network(path, rebuild):
-    """Returns a file's network and its checkpoint, see `read_checkpoint`.
-
-    `rebuild` is `shufflenet.rebuild`, which this room does not know.
-    """
+    """Returns a file's network, by `shufflenet.rebuild`, and all parts."""
     checkpoint = read_checkpoint(path)
     with errors_named(path):
         state = plain_keys(checkpoint['model'])

@@ -90,11 +90,10 @@ def weight_average(model, decay):
 
 
 def train_epoch(trainer, loader, epoch=1):
-    """Trains one epoch; returns the mean loss over its images.
+    """Trains one epoch, of a number from 1; returns its images' mean loss.
 
-    The loader has this process's part of each batch.  Order, augmentation and
-    rates depend on `epoch`, from 1.  Raises RunError if the loss is not
-    finite, Interrupted if a signal came.
+    The loader has this process's part of each batch.  Raises RunError if the
+    loss is not finite, Interrupted if a signal came.
     """
     model, optimizer, recipe = trainer.model, trainer.optimizer, trainer.recipe
     model.set_train_mode(recipe.as_published and epoch > 1)

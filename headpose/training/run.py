@@ -37,8 +37,6 @@ FIXED_OPTIONS = {'attention', 'backbone', 'width', 'pretrained',
                  'batch_norms', 'head_factor', 'as_published'}
 
 
-# --------------------------------------------------------------- processes
-
 def process_rank():
     """Returns the number of this process among those of a run."""
     return distributed.get_rank() if distributed.is_initialized() else 0
@@ -59,11 +57,7 @@ def gather(value):
 
 
 def warn_if_busy(device):
-    """Says that other programs slow training on the CPU down.
-
-    PyTorch's threads wait for each other by spinning: on two cores beside one
-    busy program, two threads trained ShuffleNetV2 at 40 images/s, one at 155.
-    """
+    """Says that other programs slow down PyTorch's threads, which spin."""
     if (device == 'cpu' and torch.get_num_threads() > 1
             and not os.environ.get('OMP_NUM_THREADS')
             and hasattr(os, 'getloadavg')  # Windows has none
@@ -71,8 +65,6 @@ def warn_if_busy(device):
         print('This machine is busy: OMP_NUM_THREADS=1 before the command '
               'may be several times as fast')
 
-
-# ------------------------------------------------- the same run, or another
 
 def refuse_differences(path, before, now, override=False, names=RUN_OPTIONS):
     """Raises RunError if what makes a run is not what it was.
@@ -142,8 +134,6 @@ def commit():
         return None
 
 
-# ---------------------------------------------------------- the run's files
-
 class Run:
     """A run's log, origin and files; all but the network in training.
 
@@ -202,8 +192,7 @@ class Run:
             found = [path for path in (self.output, self.last)
                      if os.path.exists(path)]
             if found and not self.overwrite and not self.is_own():
-                way = ('--resume goes on with it, ' if self.last in found
-                       else '')
+                way = '--resume goes on with it, ' * (self.last in found)
                 raise RunError(f'{found[0]}: is of another run; {way}'
                                '--overwrite replaces it, another --output '
                                'leaves it alone')
@@ -333,8 +322,6 @@ class Run:
                     f'goes on after epoch {len(self.rows)}.')
         return 'No epoch was finished; the same command starts again.'
 
-
-# --------------------------------------------------------------- its report
 
 def published_text(model):
     """Names what --as_published does to a network."""
