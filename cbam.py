@@ -42,10 +42,7 @@ class ChannelGate(nn.Module):
 
 
 class SpatialGate(nn.Module):
-    """Scales each position by a weight in (0, 1); section 3.2 of the paper.
-
-    A 7x7 convolution reads the maximum and the mean over the channels.
-    """
+    """Scales each position by a weight in (0, 1); section 3.2 of the paper."""
 
     def __init__(self):
         super().__init__()

@@ -69,10 +69,7 @@ def list_path(folder, output, labels):
 
 
 def sort_out(found, results, bad):
-    """Returns good names, a list, and dropped ones, a dict to the reasons.
-
-    Errors among the results of `pairs.check_pairs` are added to `bad`.
-    """
+    """Returns good names, and dropped ones' reasons; errors go to `bad`."""
     kept, dropped = [], {}
     with signals_noted(), contextlib.closing(results):
         for (name, *_), result in zip(found, results):
@@ -101,9 +98,8 @@ def write_list(path, names):
     """Writes a list; raises DataError, and leaves an old one, if it cannot."""
     text = ''.join(f'{name}\n' for name in names)
     try:
-        with atomic(path) as temporary:
-            with open(temporary, 'wb') as file:
-                file.write(text.encode('utf-8', 'surrogateescape'))
+        with atomic(path) as temporary, open(temporary, 'wb') as file:
+            file.write(text.encode('utf-8', 'surrogateescape'))
     except RunError as error:
         raise DataError(f'{error}; --output FILE writes the list '
                         'elsewhere') from None

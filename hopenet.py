@@ -92,20 +92,16 @@ class PoseNetwork(nn.Module):
     A network maps (N, 3, H, W) RGB images, normalised by its `normalize`, to
     logits (N, 3, 66): yaw, pitch, roll.
 
-    Attributes:
-        title: the name in messages.
-        torchvision_name: of the backbone.
-        config: plain dict by which `shufflenet.rebuild` makes the network.
-        stem: the modules that stay frozen with ImageNet weights.
-        pretrained_norms: names of the batch norms whose running statistics
-            came with pretrained weights and stay as they are.
-        published_factors: the released code stepped some parameters several
-            times in a batch: parts of their names, and how often.
-        published_untrained: the heads that the released code never trained.
+    `config` is a plain dict by which `shufflenet.rebuild` makes the network;
+    `pretrained_norms` names the batch norms whose running statistics came with
+    pretrained weights and stay as they are.
     """
 
-    title = torchvision_name = ''
-    stem = published_factors = published_untrained = ()
+    title = torchvision_name = ''  # the name in messages, and the backbone's
+    stem = ()  # the modules that stay frozen with ImageNet weights
+    # The released code stepped some parameters several times in a batch (parts
+    # of their names, and how often), and some heads never.
+    published_factors = published_untrained = ()
     loss = staticmethod(pose_loss)
     decode = staticmethod(decode)
     bin_std = staticmethod(bin_std)
@@ -138,9 +134,8 @@ class PoseNetwork(nn.Module):
     def predict(self, images, flip=False):
         """Returns the network's `Prediction` on a batch; call eval() before.
 
-        Args:
-            images: uint8 tensor or array (N, 3, H, W), RGB.
-            flip: average with the mirror image's answer, except the logits.
+        Images are a uint8 tensor or array (N, 3, H, W), RGB; `flip` averages
+        with the mirror image's answer, except the logits.
         """
         pixels = self.normalize(
             torch.as_tensor(images).to(self.pixel_mean.device))
@@ -155,12 +150,10 @@ class PoseNetwork(nn.Module):
     def load_pretrained(self, state):
         """Loads ImageNet weights, or a trained network's with its heads.
 
-        Heads or an attention that the file lacks start fresh.  The running
-        statistics of the file are frozen (HopeNet's batches are too small to
-        estimate them anew), and so is the stem of ImageNet weights.
-
-        Raises:
-            WeightsError: other keys are missing, unexpected or mis-shaped.
+        Heads or an attention that the file lacks start fresh; WeightsError
+        names other differences.  The running statistics of the file are frozen
+        (HopeNet's batches are too small to estimate them anew), and so is the
+        stem of ImageNet weights.
         """
         state = plain_keys(state)
         has_heads = any(key.startswith(HEADS) for key in state)
@@ -177,12 +170,8 @@ class PoseNetwork(nn.Module):
             self.freeze_stem()
 
     def set_train_mode(self, as_published=False):
-        """Sets an epoch's mode: pretrained running statistics are frozen.
-
-        With `as_published` all is in eval mode, as the released code was
-        after its first validation.
-        """
-        self.train(not as_published)
+        """Sets an epoch's mode: pretrained running statistics are frozen."""
+        self.train(not as_published)  # the released code stays in eval mode
         for name in self.pretrained_norms:
             self.get_submodule(name).eval()
 
@@ -195,14 +184,11 @@ class PoseNetwork(nn.Module):
                          head_factor=HEAD_FACTOR):
         """Returns Adam's groups: the trained backbone, and faster heads.
 
-        Biases and batch norms are in groups without weight decay.
-
-        Args:
-            lr: base learning rate, the backbone's.
-            as_published: multiply each rate by how often the released code
-                stepped the parameter, and freeze the heads that it left out
-                and the stem even of a fresh network.
-            head_factor: learning rate of the heads over `lr`.
+        Biases and batch norms are in groups without weight decay.  `lr` is the
+        backbone's rate, the heads' is `head_factor` times that.
+        `as_published` multiplies each rate by how often the released code
+        stepped the parameter, and freezes the heads that it left out and the
+        stem even of a fresh network.
         """
         groups = {}
         if as_published:
@@ -240,11 +226,7 @@ class AttentionBottleneck(Bottleneck):
 
 
 class AttNet(PoseNetwork, ResNet):
-    """ResNet-50 with CBAM in each of its 16 bottlenecks, and pose heads.
-
-    Args:
-        attention: 'cbam' for the document's network, 'none' for HopeNet's.
-    """
+    """ResNet-50 with CBAM (or 'none', as HopeNet's) in its 16 bottlenecks."""
 
     stem = ('conv1', 'bn1')
     title, torchvision_name = 'ResNet-50', 'resnet50'

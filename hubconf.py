@@ -26,20 +26,14 @@ def shufflenet_faces():
 def attnet(pretrained=False, attention='cbam'):
     """Returns ResNet-50 with untrained pose heads.
 
-    Args:
-        pretrained: load ImageNet's weights, which torchvision downloads.
-        attention: 'cbam' for the document's network, 'none' for HopeNet's.
+    `pretrained` loads ImageNet's weights, which torchvision downloads; the
+    attention is 'cbam', as the document's, or 'none', as HopeNet's.
     """
     return prepared(AttNet(attention), pretrained)
 
 
 def shufflenet(width=1.0, pretrained=False):
-    """Returns ShuffleNetV2 with untrained pose heads.
-
-    Args:
-        width: channel multiplier: 0.5, 1.0 (the document's), 1.5 or 2.0.
-        pretrained: see `attnet`.
-    """
+    """Returns ShuffleNetV2, 0.5, 1, 1.5 or 2 times as wide; see `attnet`."""
     return prepared(ShuffleNet(width), pretrained)
 
 

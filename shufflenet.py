@@ -13,7 +13,8 @@ from headpose.errors import WeightsError
 from headpose.networks.fusion import join_norms
 from hopenet import AttNet, PoseNetwork
 
-# Output channels of conv1, the three stages and conv5 (table 5 of the paper).
+# Output channels of conv1, the three stages and conv5 (table 5 of the paper),
+# by the channel multiplier; the document's is 1.0.
 CHANNELS = {0.5: [24, 48, 96, 192, 1024], 1.0: [24, 116, 232, 464, 1024],
             1.5: [24, 176, 352, 704, 1024], 2.0: [24, 244, 488, 976, 2048]}
 # torchvision's names of the other backbones, and of each a key that its state
@@ -27,11 +28,7 @@ SHUFFLENET_MARK = 'stage2.0.branch1.2.weight'  # half of stage 2's channels
 
 
 class ShuffleNet(PoseNetwork, ShuffleNetV2):
-    """ShuffleNetV2 with pose heads.
-
-    Args:
-        width: channel multiplier, a key of CHANNELS; 1.0 is the document's.
-    """
+    """ShuffleNetV2 with pose heads; `width` is a key of CHANNELS."""
 
     stem = ('conv1',)
     title = 'ShuffleNetV2'
@@ -58,10 +55,7 @@ class MobileNetwork(PoseNetwork):
     """A MobileNet or EfficientNet of torchvision with pose heads.
 
     Without dropout or EfficientNet's stochastic depth: a batch in parts must
-    give the gradients of the whole.
-
-    Args:
-        backbone: torchvision's name, a key of MARKS.
+    give the gradients of the whole.  `backbone` is a key of MARKS.
     """
 
     stem = ('features.0',)
@@ -112,12 +106,8 @@ def fresh_network(state):
 def rebuild(state, config=None):
     """Returns a fresh network for a state dict; for checkpoint.load_network.
 
-    Args:
-        state: the state dict, with plain keys.
-        config: the checkpoint's `network`; None for a bare state dict.
-
-    Raises:
-        WeightsError: the keys are of another network than the config.
+    `config` is the checkpoint's `network`, None for a bare state dict;
+    WeightsError says that the state's plain keys are of another network.
     """
     model = fresh_network(state)
     if config not in (None, model.config):

@@ -68,7 +68,7 @@ if [[ $network == all ]]; then
             failed=1
         fi
     done
-    python -m headpose.evaluation.compare tables "${reports[@]}"
+    python -m tools.tables "${reports[@]}"
     exit $failed
 fi
 

@@ -43,10 +43,9 @@ def main(argv=None):
     run.load_weights(model, options.pretrained, options.batch_norms)
     model.to(device)
     # Adam, unless there is weight decay; one kernel for all parameters.
-    optimizer = AdamW(
-        model.parameter_groups(options.lr, options.as_published,
-                               options.head_factor),
-        weight_decay=options.weight_decay, fused=True)
+    groups = model.parameter_groups(
+        options.lr, options.as_published, options.head_factor)
+    optimizer = AdamW(groups, weight_decay=options.weight_decay, fused=True)
     trainer = Trainer(model, optimizer, Recipe.from_options(options), device)
     fit(trainer, loaders, run)
 

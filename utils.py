@@ -41,10 +41,7 @@ def init_process(gpu, seed=None, deterministic=False):
 
 
 def choose_device(gpu):
-    """Returns the device of --gpu, or of this process under torchrun.
-
-    `gpu` is -1 for the CPU.  Raises UsageError if there is no such GPU.
-    """
+    """Returns --gpu's device (-1: the CPU), or this process's by torchrun."""
     gpus = torch.cuda.device_count() if gpu >= 0 else 0
     chosen = torchrun_value('LOCAL_RANK', gpu)
     if gpus and chosen >= gpus:

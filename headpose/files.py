@@ -10,12 +10,7 @@ from headpose.errors import RunError, fault, printable
 
 
 def read_bytes(path, limit):
-    """Returns a file's bytes.
-
-    Raises:
-        DataError: there is no such file, or it cannot be read, or has more
-            than `limit` bytes.
-    """
+    """Returns a file's bytes; DataError if it has more than `limit`."""
     try:
         if not os.path.isfile(path) and os.path.exists(path):
             raise fault(path, 'is not a file')  # a pipe would be waited for
@@ -41,10 +36,8 @@ def atomic(path):
     """Yields a temporary path that becomes `path` if all goes well.
 
     The bytes are on the disk before the name is: after a crash there is the
-    old file or the new one, whole.
-
-    Raises:
-        RunError: the file cannot be written; an old one stays as it was.
+    old file or the new one, whole, and so after RunError, where the file
+    cannot be written.
     """
     root, extension = os.path.splitext(path)
     temporary = f'{root}.tmp{extension}'  # one name: no litter after a kill

@@ -17,7 +17,7 @@ import test_attnet
 import test_shufflenet
 import train_shufflenet
 from headpose.errors import DataError
-from headpose.evaluation import compare, report
+from headpose.evaluation import compare, metrics, report
 from headpose.geometry import crop as transforms, pose
 from headpose.readers import biwi, lists
 from headpose.readers.table import read_table
@@ -375,8 +375,8 @@ def test_alignment_takes_one_rotation_away():
     true = rng.uniform(-1, 1, (60, 3)) * biwi_data.MOST
     turned = off_by_one_rotation(true, rng)
     assert np.abs(turned - true).mean() > 3
-    np.testing.assert_allclose(pose.aligned(turned, true), true, atol=1e-6)
-    np.testing.assert_allclose(pose.aligned(true, true), true, atol=1e-9)
+    np.testing.assert_allclose(metrics.aligned(turned, true), true, atol=1e-6)
+    np.testing.assert_allclose(metrics.aligned(true, true), true, atol=1e-9)
 
 
 @pytest.mark.quick
@@ -389,11 +389,11 @@ def test_alignment_is_opal23s():
     mean = opal23s_mean(np.swapaxes(rotations, 1, 2)
                         @ pose.rotation_matrix(true))
     expected = pose.angles_near(rotations @ mean, true)
-    np.testing.assert_allclose(pose.aligned(predicted, true), expected,
+    np.testing.assert_allclose(metrics.aligned(predicted, true), expected,
                                atol=1e-5)
     # All of them far off: there is nothing to align by.
     np.testing.assert_allclose(
-        pose.rotation_matrix(pose.aligned(true + (120, 0, 0), true)),
+        pose.rotation_matrix(metrics.aligned(true + (120, 0, 0), true)),
         pose.rotation_matrix(true + (120, 0, 0)), atol=1e-9)
 
 

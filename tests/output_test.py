@@ -23,7 +23,7 @@ from headpose.training import engine, options, run as room
 from headpose.training.checkpoint import save_checkpoint
 from headpose.training.recipe import Recipe
 from tests.helpers import EPOCHS, files, last, run_options
-from tools import sample_data
+from tools import sample_data, tables
 
 FILES = ['net.pkl', 'net_curves.png', 'net_last.pkl', 'net_log.csv']
 
@@ -374,8 +374,8 @@ def test_a_sample_that_cannot_be_written_is_a_line(capsys):
 def test_a_hostile_report_is_a_line(tmp_path, run, text):
     path = tmp_path / 'report.json'
     path.write_text(text)
-    for command in (('compare', path, path), ('tables', path)):
-        status, _, err = run(compare, *command)
+    for command in ((compare, 'compare', path, path), (tables, path)):
+        status, _, err = run(*command)
         assert status == 1 and err.count('\n') == 1
         assert err.startswith(f'{path}: is no report.json')
 

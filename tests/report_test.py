@@ -18,6 +18,7 @@ from headpose.geometry import pose
 from headpose.training.engine import Evaluation
 from shufflenet import ShuffleNet
 from tests.conftest import CHROMIUM, CHROMIUM_OPTIONS, SIZE, TEST_LINE
+from tools import tables
 
 NASTY = '<b>a & "b"'  # a file's name may be HTML
 # What a page tells the fixture `browser`, whatever went wrong in it.
@@ -385,14 +386,14 @@ def test_the_documents_tables_are_filled_in(sample, run, tmp_path):
         sample / 'AFLW2000', tmp_path / 'r', '--snapshot', path))
     assert status == 0, err
     mae = TEST_LINE.search(out).groups()[-1]
-    status, out, err = run(compare, 'tables', tmp_path / 'r/report.json')
+    status, out, err = run(tables, tmp_path / 'r/report.json')
     assert status == 0, err
     count = sum(p.numel() for p in ShuffleNet(0.5).parameters())
     for figure in ('5.422', '7.833', '95.9 MB', '26.5M', f'{count:,}',
                    f'{float(mae):.3f}', 'x.pkl'):
         assert figure in out
     (tmp_path / 'bad.json').write_text('[]')
-    status, _, err = run(compare, 'tables', tmp_path / 'bad.json')
+    status, _, err = run(tables, tmp_path / 'bad.json')
     assert status == 1 and 'bad.json: is no report.json' in err
 
 

@@ -1,12 +1,9 @@
-"""Which of two reports is better, and the document's tables.
+"""Which of two reports is better, image by image, within which error bars.
 
     python -m headpose.evaluation.compare compare A B
-    python -m headpose.evaluation.compare tables REPORT...
 
-A, B and REPORT are folders that `--report DIR` of a testing script wrote, or
-their report.json.  `compare` says whether one network is better than the
-other, image by image, and within which error bars; `tables` prints the
-document's tables, filled in.
+A and B are folders that `--report DIR` of a testing script wrote, or their
+report.json.
 """
 import argparse
 import json
@@ -19,28 +16,13 @@ import pandas as pd
 from headpose.errors import RunError, run_main
 from headpose.evaluation.metrics import COLUMNS, bootstrap, with_mean
 
-# On AFLW2000, from the document; its last MAE is the mean of its own three
-# figures, where it prints 7.562.
-PUBLISHED_ERRORS = (
-    ('HopeNet, published', '6.470', '6.559', '5.436', '6.155', '1969'),
-    ('ResNet-50 + CBAM, the document', '5.275', '6.138', '4.852', '5.422',
-     '1969'),
-    ('ShuffleNetV2, the document', '9.004', '7.527', '6.967', '7.833', '1969'))
-PUBLISHED_SIZES = (
-    ('HopeNet, published', '-', '95.9 MB'),
-    ('ResNet-50 + CBAM, the document', '26.5M', '112 MB'),
-    ('ShuffleNetV2, the document', '2.5M', '11 MB'))
 SAME_ANGLE = 1e-3  # degrees: reports that differ by more had other labels
 # What changes the crops, and its value in reports older than the choice.
 CROPS = {'landmarks': None, 'image_size': None, 'flip': False, 'crop': 'ours'}
 
 
 def load_report(path, part=dict):
-    """Returns what the function `part` makes of the report at `path`.
-
-    Raises:
-        RunError: the file is no report.json, by any error of `part`.
-    """
+    """Returns what the function `part` makes of the report at `path`."""
     name = os.path.join(path, 'report.json') if os.path.isdir(path) else path
     try:
         with open(name, encoding='utf-8') as file:
@@ -50,30 +32,8 @@ def load_report(path, part=dict):
                        f'({type(error).__name__})') from None
 
 
-def table_rows(report):
-    """Returns a report's row of either table, strings."""
-    protocol, network = report['protocol'], report['network']
-    name = os.path.basename(protocol['checkpoint'])
-    errors = [f'{report["axes"][column]["error"]:.3f}' for column in COLUMNS]
-    return ((name, *errors, f'{protocol["images"]:d}'),
-            (name, f'{network["parameters"]:,d}',
-             f'{network["bytes"] / 1e6:.1f} MB'))
-
-
-def document_tables(paths):
-    """Returns the document's two tables, filled in with reports at `paths`."""
-    errors, sizes = zip(*[load_report(path, table_rows) for path in paths])
-    return '\n\n'.join(
-        pd.DataFrame(rows, columns=columns).to_string(index=False)
-        for rows, columns in (
-            (PUBLISHED_ERRORS + errors, ['', *COLUMNS, 'images']),
-            (PUBLISHED_SIZES + sizes, ['', 'parameters', 'checkpoint'])))
-
-
 def angles_and_crops(report):
-    """Returns dicts of names to predicted and true angles (2, 3), of names to
-    groups, and CROPS.
-    """
+    """Returns dicts of predicted and true angles, and of groups; CROPS."""
     rows, protocol = report['rows'], report['protocol']
     angles = np.array([[row['predicted'], row['true']] for row in rows])
     if angles.shape[1:] != (2, 3) or not np.isfinite(angles).all():
@@ -87,14 +47,10 @@ def angles_and_crops(report):
 def comparison(first, second):
     """Says which of two reports, A and B by paths, is better.
 
-    Returns:
-        A text: counts, where their protocols differ, errors of both and B - A
-        with the 95% interval of a paired bootstrap (the same images, or
-        groups of images, are drawn of both), a verdict.
-
-    Raises:
-        RunError: a file is no report, or the two have no image in common or
-            disagree on its true angles.
+    The text has counts, where their protocols differ, errors of both and B - A
+    with the 95% interval of a paired bootstrap (the same images, or groups of
+    images, are drawn of both), and a verdict.  Raises RunError if a file is no
+    report, or the two have no image in common or disagree on its true angles.
     """
     reports, groups, crops = zip(*[load_report(path, angles_and_crops)
                                    for path in (first, second)])
@@ -130,20 +86,11 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest='command', required=True)
-    compare = commands.add_parser(
-        'compare', help='say which of two reports is better on their common '
-        'images')
-    compare.add_argument('first', metavar='A')
-    compare.add_argument('second', metavar='B')
-    tables = commands.add_parser(
-        'tables', help="print the document's two tables with these reports'")
-    tables.add_argument('reports', nargs='+', metavar='REPORT')
+    parser.add_argument('command', choices=['compare'])
+    parser.add_argument('first', metavar='A')
+    parser.add_argument('second', metavar='B')
     options = parser.parse_args(argv)
-    if options.command == 'compare':
-        print(comparison(options.first, options.second))
-    else:
-        print(document_tables(options.reports))
+    print(comparison(options.first, options.second))
 
 
 if __name__ == '__main__':

@@ -6,8 +6,10 @@ import os
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.transform import Rotation
 
-from headpose.geometry.pose import AXES, aligned, rotation_errors
+from headpose.geometry.pose import (AXES, angles_near, rotation_errors,
+                                    rotation_matrix)
 
 COLUMNS = (*AXES, 'MAE')
 RANGES = ((0, 30), (30, 60), (60, 90))  # degrees, of a table of errors
@@ -30,12 +32,8 @@ def bootstrap(values, groups=None):
     The intervals of few images are too narrow: of 10 with exponential errors
     86% held the true mean, of 200, 94% (300 trials each).
 
-    Args:
-        values: (N, K), a row an image.
-        groups: N strings, or None: each image is its own.
-
-    Returns:
-        Lower and upper ends, (2, K); NaN for a single image or group.
+    From values (N, K) of N images, and N strings, their groups, or None if
+    each is its own, to (2, K), lower and upper ends; NaN for a single group.
     """
     sums, sizes = values, np.ones(len(values))
     if groups:
@@ -55,9 +53,8 @@ def bootstrap(values, groups=None):
 def axis_table(result, groups=None):
     """Returns a DataFrame with rows yaw, pitch, roll and MAE.
 
-    `groups` are those of the result's images, see `bootstrap`.  `low` and
-    `high` are the ends of the error's 95% interval; the bias is the mean of
-    predicted minus true.
+    `groups`, see `bootstrap`, are the images'; `low` and `high` the ends of
+    the error's 95% interval; the bias is the mean of predicted minus true.
     """
     errors = with_mean(result.errors)
     low, high = bootstrap(errors, groups)
@@ -70,13 +67,8 @@ def axis_table(result, groups=None):
 def range_table(result, axis):
     """Returns counts and mean errors by the size of one true angle.
 
-    Args:
-        result: see the module.
-        axis: 0, 1 or 2 for |yaw|, |pitch| or |roll|.
-
-    Returns:
-        A DataFrame, a row for each of `RANGES`: the last has the angles
-        beyond 90 degrees, too; NaN where there is no image.
+    `axis` is 0, 1 or 2 for |yaw|, |pitch| or |roll|.  The last row of the
+    DataFrame has the angles beyond 90 degrees, too; NaN is that of no image.
     """
     edges = [low for low, _ in RANGES] + [np.inf]
     table = pd.DataFrame(with_mean(result.errors), columns=COLUMNS)
@@ -116,17 +108,33 @@ def rotation_summary(result):
             'maev': float(vectors.mean())}
 
 
+def aligned(predicted, true):
+    """Returns predictions without the rotation that all have in common.
+
+    Two data sets may disagree on the frontal pose; within one sequence they
+    differ by one rotation of the head's axes.  As in Cobo et al. (Opal23,
+    Pattern Recognition 2024), this is the intrinsic mean of the rotations
+    from the predictions to the truth, without those of 90 degrees and more.
+    Both are array-like (N, 3), degrees, and so is the result, float64.
+    """
+    rotations = rotation_matrix(predicted)
+    apart = Rotation.from_matrix(
+        np.swapaxes(rotations, 1, 2) @ rotation_matrix(true))
+    apart = apart[apart.magnitude() < np.pi / 2]
+    mean = apart[0] if len(apart) else Rotation.identity()
+    for _ in range(1000 if len(apart) else 0):  # about five are enough
+        step = Rotation.from_rotvec((mean.inv() * apart).as_rotvec().mean(0))
+        mean *= step
+        if step.magnitude() < 1e-9:
+            break
+    return angles_near(rotations @ mean.as_matrix(), true)
+
+
 def sequence_summary(result, names, frames):
     """Returns the numbers of BIWI's sequences, and errors after alignment.
 
-    Args:
-        result: see the module.
-        names: of all images, by the result's indices.
-        frames: the numbers of frames in the folder, by sequence.
-
-    Returns:
-        A dict of numbers; `aligned_` are mean errors after `pose.aligned` by
-        sequence.
+    `names` are those of all images, `frames` the numbers of frames in the
+    folder by sequence.  `aligned_` are mean errors after `aligned`.
     """
     sequences = np.array([os.path.basename(os.path.dirname(names[index]))
                           for index in result.indices])

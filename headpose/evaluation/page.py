@@ -27,7 +27,8 @@ def report_page(report, result, dataset):
     return templates.get_template('report.html').render(
         report, axes=[{'': name, **row}
                       for name, row in report['axes'].items()],
-        plots=text_of(plots.getvalue()), worst=worst_faces(result, dataset),
+        plots=base64.b64encode(plots.getvalue()).decode(),
+        worst=worst_faces(result, dataset),
         origin={key: json.dumps(report[key], indent=1, default=str)
                 for key in ('provenance', 'validation') if report[key]})
 
@@ -39,17 +40,10 @@ def cell(value):
     return str(value)
 
 
-def text_of(data):
-    """Returns bytes in base64."""
-    return base64.b64encode(data).decode()
-
-
 def draw_face(dataset, index, angles, cube=False):
     """Reads an image and draws a pose onto its face; see `draw.draw_pose`.
 
-    Returns:
-        The image, uint8 (H, W, 3), BGR; the centre (x, y) of the face's box
-        and half its larger side, pixels.
+    Returns the image, and of the face's box centre and half its larger side.
     """
     # cv2.imread ends the process at a name that is no UTF-8.
     image = cv2.imdecode(np.fromfile(dataset.path(index), np.uint8),
@@ -70,7 +64,8 @@ def worst_faces(result, dataset):
         scale = TILE / max(4 * size, 1)
         move = np.column_stack([np.eye(2) * scale, TILE / 2 - center * scale])
         tile = cv2.warpAffine(image, move, (TILE, TILE))
-        yield {'jpeg': text_of(cv2.imencode('.jpg', tile)[1].tobytes()),
+        jpeg = cv2.imencode('.jpg', tile)[1]
+        yield {'jpeg': base64.b64encode(jpeg).decode(),
                'name': dataset.annotations.names[index],
                'error': f'{errors[row]:.1f}',
                'predicted': '%.1f, %.1f, %.1f' % tuple(result.predicted[row]),

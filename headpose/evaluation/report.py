@@ -1,8 +1,7 @@
 """What a test says and writes: lines, a CSV, pictures, and a report.
 
-A report is report.json and report.html: errors with 95% bootstrap intervals,
-by range of each angle, the rotation's geodesic error, curves, the worst
-images, and where the checkpoint comes from.
+A report is report.json and report.html: errors with intervals and by range,
+the rotation's, curves, the worst images, the checkpoint's origin.
 """
 import json
 import os
@@ -24,15 +23,8 @@ from headpose.geometry.pose import AXES, angles_text
 def present(result, data, checkpoint, options, image_size):
     """Prints a test's result and writes the files that are asked for.
 
-    Args:
-        result: an `engine.Evaluation`.
-        data: the `datasets.PoseDataset` that it is of.
-        checkpoint: the tested one, see `checkpoint.read_checkpoint`.
-        options: see `options.parse_evaluation`.
-        image_size: side of the crops, pixels.
-
-    Raises:
-        RunError: a file cannot be written, or an answer is not a number.
+    `result` is the `engine.Evaluation` of `data`, a `datasets.PoseDataset`.
+    Raises RunError if a file cannot be written, or an answer is no number.
     """
     print_result(result)
     annotations = data.annotations
@@ -119,10 +111,7 @@ def save_pictures(folder, result, dataset, cube=False):
 
 
 def write_report(folder, result, dataset, checkpoint, protocol):
-    """Writes report.html, a page that needs no other file, and report.json.
-
-    Args: see `present`; `protocol` is a plain dict.
-    """
+    """Writes report.html, a page that needs no other file, and report.json."""
     annotations = dataset.annotations
     groups = annotations.groups and [annotations.groups[index]
                                      for index in result.indices]

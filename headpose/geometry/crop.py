@@ -30,15 +30,9 @@ def expand_box(box, k, side, above=ABOVE):
     """Adds the published margins to a face box.
 
     Each line measures the box that the lines before have grown already; this
-    is the published crop, and figures compare only if it is kept.
-
-    Args:
-        box: see above.
-        k: the margin, in box sizes: 0.2 to 0.4 in training, 0.2 in tests.
-        side, above: factors of the margin beside the face and above.
-
-    Returns:
-        Four ints; they may lie outside the image.
+    is the published crop, and figures compare only if it is kept.  `k` is the
+    margin in box sizes, 0.2 to 0.4 in training, 0.2 in tests; `side` and
+    `above` are its factors.  The four ints may lie outside the image.
     """
     x_min, y_min, x_max, y_max = map(float, box)
     x_min -= side * k * abs(x_max - x_min)
@@ -49,10 +43,7 @@ def expand_box(box, k, side, above=ABOVE):
 
 
 def crop_problem(box, width=math.inf, height=math.inf):
-    """Says in a line why a face cannot be cropped, or returns None.
-
-    `width` and `height` are the picture's, infinite where it is not known.
-    """
+    """Says why a face cannot be cropped from a picture, or returns None."""
     if not np.isfinite(box).all():
         return 'the face box is not finite'
     x_min, y_min, x_max, y_max = map(float, box)
@@ -86,12 +77,9 @@ def resized(width, height, shorter):
 def protocol_crop(image, box, size=224, protocol='ours'):
     """Crops a face as the published test does, step by step, with Pillow.
 
-    Args:
-        image: RGB PIL image; the crop, one too, is black beyond its edges.
-        box: see above.
-        size: side of the crop, pixels.
-        protocol: 'ours'; 'hopenet', with HopeNet's margins for BIWI; or
-            'fsanet', see `fsanet_crop`.
+    From a Pillow image to one of `size` pixels a side, black beyond the edges.
+    The protocol is 'ours'; 'hopenet', with HopeNet's margins for BIWI; or
+    'fsanet', see `fsanet_crop`.
     """
     if protocol == 'fsanet':
         return Image.fromarray(fsanet_crop(np.asarray(image), box, size))

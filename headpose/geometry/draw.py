@@ -9,14 +9,10 @@ def draw_pose(image, angles, center, size, cube=False):
     """Draws a head's axes, or a cube, into a BGR image, in place.
 
     Red points to the right side of the face as we see it, green to the chin,
-    blue out of the face, as in HopeNet's pictures.
-
-    Args:
-        image: uint8 array (H, W, 3), BGR as OpenCV reads it.
-        angles: degrees: yaw, pitch, roll; if not finite, nothing is drawn.
-        center: (x, y) of the axes' origin, pixels.
-        size: length of an axis, or of the cube's edges, pixels.
-        cube: draw a cube around the centre, its face side in front.
+    blue out of the face, as in HopeNet's pictures.  The image is uint8
+    (H, W, 3); angles are yaw, pitch, roll in degrees, and where they are not
+    finite nothing is drawn; `center` is the origin's or the cube's (x, y),
+    `size` the length of an axis or an edge, pixels.
     """
     if not np.isfinite(angles).all():
         return

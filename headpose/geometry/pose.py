@@ -18,7 +18,6 @@ matrices, not angles.
 Near 90 degrees of yaw pitch and roll turn about nearly the same axis, and
 only their sum, or difference, is well determined; the rotation itself is.
 """
-import cv2
 import numpy as np
 
 AXES = ('yaw', 'pitch', 'roll')
@@ -118,12 +117,8 @@ def mean_angles(angles, weights=None):
     rotations", section 3.1).  A mean of the angles would be wrong where they
     wrap around, and near 90 degrees of yaw.
 
-    Args:
-        angles: array-like (K, N, 3), degrees: K answers for each of N heads.
-        weights: K numbers; None for equal ones.
-
-    Returns:
-        float64 array (N, 3), near to the first answers' numbers.
+    From array-like (K, N, 3), degrees, K answers for each of N heads, and K
+    `weights`, to float64 (N, 3), near to the first answers' numbers.
     """
     left, _, right = np.linalg.svd(
         np.average(rotation_matrix(angles), axis=0, weights=weights))
@@ -147,43 +142,6 @@ def rotation_errors(predicted, true):
     geodesic, vectors = (2 * np.degrees(np.arcsin(np.minimum(chord / 2, 1)))
                          for chord in (whole, chords))
     return geodesic, vectors
-
-
-def aligned(predicted, true):
-    """Returns predictions without the rotation that all have in common.
-
-    Two data sets may disagree on the frontal pose; within one sequence they
-    differ by one rotation of the head's axes.  As in Cobo et al. (Opal23,
-    Pattern Recognition 2024), this is the intrinsic mean of the rotations
-    from the predictions to the truth, without those of 90 degrees and more.
-    Both are array-like (N, 3), degrees, and so is the result, float64.
-    """
-    rotations = rotation_matrix(predicted)
-    apart = np.swapaxes(rotations, -1, -2) @ rotation_matrix(true)
-    apart = apart[np.linalg.norm(rotation_vectors(apart), axis=-1)
-                  < np.pi / 2]
-    mean = apart[0] if len(apart) else np.eye(3)
-    for _ in range(1000 if len(apart) else 0):  # about five are enough
-        step = rotation_vectors(mean.T @ apart).mean(0)
-        mean = mean @ cv2.Rodrigues(step)[0]
-        if np.linalg.norm(step) < 1e-9:
-            break
-    return angles_near(rotations @ mean, true)
-
-
-def rotation_vectors(rotations):
-    """Returns rotations (..., 3, 3) below 180 degrees as rotation vectors.
-
-    Their length, of (..., 3), is the angle in radians.
-    """
-    vectors = np.stack([rotations[..., 2, 1] - rotations[..., 1, 2],
-                        rotations[..., 0, 2] - rotations[..., 2, 0],
-                        rotations[..., 1, 0] - rotations[..., 0, 1]], -1) / 2
-    sine = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    cosine = (np.trace(rotations, axis1=-2, axis2=-1)[..., None] - 1) / 2
-    # The ratio is 1 in the limit of no rotation.
-    return vectors * np.where(sine > 1e-12, np.arctan2(sine, cosine)
-                              / np.maximum(sine, 1e-12), 1)
 
 
 def angles_text(errors):

@@ -25,10 +25,7 @@ PERCENTILE = 99.99  # of a tensor's values are within its 8 bits' range
 
 
 class PortableGate(nn.Module):
-    """A `cbam.ChannelGate` whose linear layers are convolutions of one pixel.
-
-    OpenCV has matrix products for a batch of one only.
-    """
+    """A `cbam.ChannelGate` for OpenCV, without matrix products of batches."""
 
     def __init__(self, gate):
         super().__init__()
@@ -93,20 +90,13 @@ class Portable(nn.Module):
 def write(path, model, size, precision, batches, notes):
     """Writes a network as .onnx or .pt2 and checks its angles.
 
-    Args:
-        path: of the file; its ending says which kind.
-        model: a `hopenet.PoseNetwork`; it is of no use afterwards.
-        size: side of the images, pixels.
-        precision: of an .onnx file's network: a key of TOLERANCES.
-        batches: for int8, training crops that show the ranges of values,
-            uint8 tensors (N, size, size, 3); else None.
-        notes: dict of strings, an .onnx file's metadata.
+    `model`, a `hopenet.PoseNetwork`, is of no use afterwards; `size` is the
+    images' side in pixels.  An .onnx file has a precision, a key of
+    TOLERANCES, and `notes`, a dict of strings; for int8, batches of training
+    crops, uint8 tensors (N, size, size, 3), show the ranges of values.
 
-    Returns:
-        Degrees between the angles of PyTorch and of the file, see TOLERANCES.
-
-    Raises:
-        RunError: a package is missing, or the angles differ by more.
+    Returns the degrees between PyTorch's angles and the file's; RunError if
+    they are more than TOLERANCES has, or a package is missing.
     """
     network = Portable(model)
     sample = torch.randint(256, (3, size, size, 3), dtype=torch.uint8)
@@ -140,10 +130,7 @@ def write_pt2(path, program, batches):
 
 
 def write_onnx(path, program, batches, precision, notes):
-    """Writes ONNX; returns the angles that onnxruntime gives on the batches.
-
-    Args: see `write`; `program` is a torch.export program of `Portable`.
-    """
+    """Writes ONNX; returns onnxruntime's angles on the batches."""
     try:
         import onnx  # optional packages
         import onnxruntime

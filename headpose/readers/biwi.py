@@ -21,7 +21,7 @@ data/TYY_create_db_biwi.py).
 
 The test also prints the number of frames left out, the mean rotation error
 (independent of the Euler angles' order), and all errors after alignment by
-sequence (`pose.aligned`).  `crop.protocol_crop` has the three crops.
+sequence (`metrics.aligned`).  `crop.protocol_crop` has the three crops.
 
 The 70/30 protocol trains on 16 of the 24 sequences and tests on 8, three
 times.  HopeNet's lists were never published, FSA-Net draws without a seed,

@@ -25,14 +25,11 @@ WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'net')
 DOS_FOLDER = 0x10  # among the attributes of an entry in a zip archive
 
 
-# ----------------------------------------------------------------- reading
-
 def read_checkpoint(path):
     """Reads a checkpoint of ours, or a bare state dict.
 
     Nothing in the file is executed.  Returns a dict whose 'model' is the state
-    dict; of a checkpoint of ours, with its other parts.  Raises WeightsError
-    if the file is missing, damaged, or no plain checkpoint.
+    dict; of a checkpoint of ours, with its other parts.
     """
     try:
         with (open(path, 'rb') as file,
@@ -66,7 +63,7 @@ def check_archive(file):
     """Checks the CRCs of a zip archive, as PyTorch does not, and rewinds.
 
     No CRC protects the bit that calls an entry a folder; PyTorch would leave
-    such a tensor uninitialised.  Files of PyTorch before 1.6 are no archives.
+    such a tensor uninitialised.  Before 1.6 its files were no archives.
     """
     if file.read(4) == b'PK\x03\x04':
         with zipfile.ZipFile(file) as archive:
@@ -115,14 +112,8 @@ def check_parts(checkpoint):
                            f'{least} to {most}')
 
 
-# ----------------------------------------------------- a checkpoint's network
-
 def load_network(path, rebuild):
-    """Returns a file's network and its checkpoint, see `read_checkpoint`.
-
-    `rebuild` returns a fresh network for a state dict and, of checkpoints of
-    ours, the `network` entry; see `shufflenet.rebuild`.
-    """
+    """Returns a file's network, by `shufflenet.rebuild`, and all parts."""
     checkpoint = read_checkpoint(path)
     with errors_named(path):
         state = plain_keys(checkpoint['model'])
@@ -143,9 +134,8 @@ def trained_size(checkpoint):
 def crop_size(path, checkpoint, asked=None):
     """Returns the side of the crops to test a checkpoint on.
 
-    That is the size that the user asks for, or the file's.  A line says which
-    one is assumed without both: at another size a network's errors are many
-    times as large.
+    Without the user's and the file's a line says which one is assumed: at
+    another size a network's errors are many times as large.
     """
     if not asked and 'image_size' not in checkpoint.get('options', {}):
         print(f'{path}: does not say at which size it was trained; '
@@ -153,8 +143,6 @@ def crop_size(path, checkpoint, asked=None):
               'names another')
     return asked or trained_size(checkpoint)
 
-
-# ------------------------------------------------------ writing and resuming
 
 def save_checkpoint(path, checkpoint):
     """Writes a checkpoint of plain types and tensors, see `files.atomic`."""
@@ -173,11 +161,7 @@ def on_cpu(model):
 
 
 def read_last(path, output=''):
-    """Reads a `*_last.pkl`, from which a run can resume.
-
-    Raises WeightsError, which names `output`, the best checkpoint, where the
-    file is damaged.
-    """
+    """Reads a `*_last.pkl`; an error names `output`, the best checkpoint."""
     try:
         checkpoint = read_checkpoint(path)
     except WeightsError as error:
@@ -199,16 +183,11 @@ def load_last(model, checkpoint, path):
         parameter.requires_grad_(name not in checkpoint['frozen'])
 
 
-# ---------------------------------------------------------- pretrained weights
-
 def load_pretrained(model, choice, batch_norms='frozen'):
-    """Loads weights into a fresh network: ImageNet's, or a trained network's.
+    """Loads weights into a fresh `hopenet.PoseNetwork`, as --pretrained says.
 
-    Args:
-        model: a `hopenet.PoseNetwork`.
-        choice: 'imagenet', 'none' or a file (see --pretrained).
-        batch_norms: 'frozen' keeps the running statistics that come with the
-            weights, 'live' estimates them anew from the batches.
+    `batch_norms` 'frozen' keeps the running statistics that come with the
+    weights, 'live' estimates them anew from the batches.
     """
     if choice == 'none':
         return

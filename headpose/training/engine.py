@@ -15,8 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from headpose.errors import (RunError, WeightsError, check_interrupt,
-                             signals_noted)
+from headpose.errors import RunError, check_interrupt, signals_noted
 from headpose.networks.weights import load_exactly
 from headpose.training.checkpoint import on_cpu
 from headpose.training.recipe import Recipe
@@ -28,14 +27,7 @@ AMP_TYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 class Trainer:
-    """A network in training, with all that a step changes.
-
-    Args:
-        model: a `hopenet.PoseNetwork`, on the device.
-        optimizer: of the model's parameters.
-        recipe: a `Recipe`.
-        device: 'cpu' or 'cuda:N'.
-    """
+    """A `hopenet.PoseNetwork` in training, with all that a step changes."""
 
     def __init__(self, model, optimizer, recipe=Recipe(), device='cpu'):
         self.model = model
@@ -73,22 +65,15 @@ class Trainer:
             'averaged': int(self.average.n_averaged) if self.average else 0}
 
     def load_optimizer_state(self, checkpoint):
-        """Restores optimizer, average and scaler; rates are the recipe's.
-
-        Raises WeightsError if a part of the checkpoint does not fit.
-        """
-        try:
-            self.optimizer.load_state_dict({
-                'state': checkpoint['optimizer']['state'],
-                'param_groups': self.optimizer.state_dict()['param_groups']})
-            if self.average:
-                load_exactly(self.average.module, checkpoint['model'])
-                self.average.n_averaged.fill_(checkpoint['averaged'])
-            if checkpoint['scaler'] and self.scaler.is_enabled():
-                self.scaler.load_state_dict(checkpoint['scaler'])
-        except Exception as error:  # PyTorch documents no list of errors
-            raise WeightsError('holds no optimizer state of this run '
-                               f'({type(error).__name__})') from None
+        """Restores optimizer, average and scaler; rates are the recipe's."""
+        self.optimizer.load_state_dict({
+            'state': checkpoint['optimizer']['state'],
+            'param_groups': self.optimizer.state_dict()['param_groups']})
+        if self.average:
+            load_exactly(self.average.module, checkpoint['model'])
+            self.average.n_averaged.fill_(checkpoint['averaged'])
+        if checkpoint['scaler'] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(checkpoint['scaler'])
 
 
 def weight_average(model, decay):
@@ -104,14 +89,11 @@ def weight_average(model, decay):
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
-# --------------------------------------------------------------- one epoch
-
 def train_epoch(trainer, loader, epoch=1):
-    """Trains one epoch; returns the mean loss over its images.
+    """Trains one epoch, of a number from 1; returns its images' mean loss.
 
-    The loader has this process's part of each batch.  Order, augmentation and
-    rates depend on `epoch`, from 1.  Raises RunError if the loss is not
-    finite, Interrupted if a signal came.
+    The loader has this process's part of each batch.  Raises RunError if the
+    loss is not finite, Interrupted if a signal came.
     """
     model, optimizer, recipe = trainer.model, trainer.optimizer, trainer.recipe
     model.set_train_mode(recipe.as_published and epoch > 1)
@@ -174,8 +156,6 @@ def check_finite(losses, epoch):
     return values
 
 
-# -------------------------------------------------------------- evaluation
-
 class Evaluation(NamedTuple):
     """A network's answers on N images, in the order of their indices."""
     loss: float             # mean over the images
@@ -194,13 +174,7 @@ def evaluate(model, loader, alpha=2.0, flip=False):
     """Returns the `Evaluation` of a network on all images of a loader.
 
     With several processes each takes a part of the images, and all return
-    the result of all.
-
-    Args:
-        model: a `hopenet.PoseNetwork`, on its device.
-        loader: see `datasets.evaluation_loader`.
-        alpha: weight of the squared error in the loss.
-        flip: see `PoseNetwork.predict`.
+    the result of all.  `alpha` is `pose_loss`'s, `flip` `predict`'s.
     """
     model.eval()
     # Index, predicted and true angles, loss, deviation.
@@ -218,18 +192,11 @@ def evaluate(model, loader, alpha=2.0, flip=False):
                       rows[:, 1:4], rows[:, 4:7], rows[:, 8])
 
 
-# ------------------------------------------------------------------ the run
-
 def fit(trainer, loaders, run):
     """Trains and validates; writes the checkpoints, the log and the curves.
 
-    Args:
-        trainer: a `Trainer`, whose network has `run.load_weights`' weights.
-        loaders: of training and of validation.
-        run: a `run.Run`.
-
-    Returns:
-        The log, a DataFrame with a row for each epoch.
+    The trainer's network has `run.load_weights`' weights, and `loaders` are
+    those of training and of validation.  Returns the log, a row an epoch.
     """
     recipe, (training, validation) = trainer.recipe, loaders
     if recipe.as_published:

@@ -111,10 +111,7 @@ def check_boxes(parser, options):
 
 
 def training_parser(description, network):
-    """Returns the parser of a training script.
-
-    The defaults are the document's recipe, which train.sh repeats.
-    """
+    """Returns a parser whose defaults are the recipe that train.sh repeats."""
     parser = base_parser(description, 'Pose_300W_LP', './data/300W_LP/')
     add = parser.add_argument
     if network == 'attnet':
@@ -243,10 +240,7 @@ def evaluation_parser(description, snapshot):
 
 
 def parse_training(description, network, argv=None):
-    """Parses the options of a training script; `image_size` is validation's.
-
-    `network` is 'attnet' or 'shufflenet'.
-    """
+    """Parses a training script's options; `image_size` is validation's."""
     parser = training_parser(description, network)
     options = checked(parser, parser.parse_args(argv))
     backbone = getattr(options, 'backbone', network)

@@ -13,47 +13,27 @@ END = START / 10_000  # and where it ends
 class Recipe:
     """The values of a run, under the names of the scripts' options.
 
-    The defaults are the document's, in float32.
-
-    Attributes:
-        num_epochs: of the whole run, with those before a resume.
-        lr: base learning rate.
-        lr_steps: epochs after which the rates fall to a tenth.
-        one_cycle: instead, raise the rates for a tenth of the run and let
-            them fall to nearly 0, along cosines (Smith and Topin 2019).
-        alpha: weight of the squared error in the loss.
-        ema: decay of the averaged weights, which are validated and kept; 0
-            for the weights themselves.
-        patience: stop after so many epochs without a lower validation loss.
-        as_published: all batch norms in eval mode after the first epoch.
-        amp: precision of the forward pass: 'off', 'bf16' or 'fp16'.
-        accumulate: compute each batch in so many parts.
-        channels_last: memory layout of the weights.
-        compile: use torch.compile.
+    The defaults are the document's, in float32.  `one_cycle` is that of Smith
+    and Topin (2019).
     """
-    num_epochs: int = 25
-    lr: float = 1e-5
-    lr_steps: tuple = (8, 18)
-    one_cycle: bool = False
-    alpha: float = 2.0
-    ema: float = 0.0
-    patience: int | None = None
-    as_published: bool = False
-    amp: str = 'off'
-    accumulate: int = 1
-    channels_last: bool = True
-    compile: bool = False
+    num_epochs: int = 25         # with those before a resume
+    lr: float = 1e-5             # of the backbone
+    lr_steps: tuple = (8, 18)    # epochs after which it falls to a tenth
+    one_cycle: bool = False      # instead, rise, then fall along cosines
+    alpha: float = 2.0           # weight of the squared error in the loss
+    ema: float = 0.0             # decay of the weights' average; 0: none
+    patience: int | None = None  # epochs without a lower validation loss
+    as_published: bool = False   # eval mode after the first epoch
+    amp: str = 'off'             # or 'bf16' or 'fp16'
+    accumulate: int = 1          # parts of a batch, one after the other
+    channels_last: bool = True   # memory layout of the weights
+    compile: bool = False        # by torch.compile
 
     @classmethod
     def from_options(cls, options):
         """Returns the recipe of a training script's options."""
-        return cls(
-            num_epochs=options.num_epochs, lr=options.lr,
-            lr_steps=options.lr_steps, one_cycle=options.one_cycle,
-            alpha=options.alpha, ema=options.ema, patience=options.patience,
-            as_published=options.as_published, amp=options.amp,
-            accumulate=options.accumulate, compile=options.compile,
-            channels_last=options.channels_last)
+        return cls(**{field.name: getattr(options, field.name)
+                      for field in dataclasses.fields(cls)})
 
     def lr_factor(self, progress):
         """Returns the common factor of all rates after so many epochs."""
@@ -75,10 +55,8 @@ def augmentation_of(options):
     """Returns the `Augmentation` of a training script's options, or None."""
     if not options.augment:
         return None
-    return Augmentation(
-        rotate=options.rotate, box_jitter=options.box_jitter,
-        color_jitter=options.color_jitter, light=options.light,
-        low_resolution=options.low_resolution, occlude=options.occlude)
+    return Augmentation(*[getattr(options, name)
+                          for name in Augmentation._fields])
 
 
 def cosine(start, end, share):

@@ -18,9 +18,8 @@ from torch import distributed
 from headpose.errors import Interrupted, RunError, explain
 from headpose.files import atomic, locked, printable
 from headpose.geometry.pose import AXES, angles_text
-from headpose.training.checkpoint import (errors_named, load_last,
-                                          load_pretrained, on_cpu, read_last,
-                                          save_checkpoint)
+from headpose.training.checkpoint import (load_last, load_pretrained, on_cpu,
+                                          read_last, save_checkpoint)
 from headpose.training.options import sibling
 
 # Options that make a run: with another value it is another run.  Options not
@@ -36,8 +35,6 @@ RUN_OPTIONS = {
 FIXED_OPTIONS = {'attention', 'backbone', 'width', 'pretrained',
                  'batch_norms', 'head_factor', 'as_published'}
 
-
-# --------------------------------------------------------------- processes
 
 def process_rank():
     """Returns the number of this process among those of a run."""
@@ -59,11 +56,7 @@ def gather(value):
 
 
 def warn_if_busy(device):
-    """Says that other programs slow training on the CPU down.
-
-    PyTorch's threads wait for each other by spinning: on two cores beside one
-    busy program, two threads trained ShuffleNetV2 at 40 images/s, one at 155.
-    """
+    """Says that other programs slow down PyTorch's threads, which spin."""
     if (device == 'cpu' and torch.get_num_threads() > 1
             and not os.environ.get('OMP_NUM_THREADS')
             and hasattr(os, 'getloadavg')  # Windows has none
@@ -72,14 +65,11 @@ def warn_if_busy(device):
               'may be several times as fast')
 
 
-# ------------------------------------------------- the same run, or another
-
 def refuse_differences(path, before, now, override=False, names=RUN_OPTIONS):
     """Raises RunError if what makes a run is not what it was.
 
-    `before` and `now` are plain dicts of options, or of hashes of the data;
-    `names` are compared, and `override` lets pass what can change.  Returns a
-    dict from the names that differ to pairs of values.
+    Of `before` and `now`, options or hashes of the data, `names` are compared;
+    with `override` those that differ are returned, a dict to pairs of values.
     """
     if now.get('one_cycle') or now.get('weak_end') or len(
             now.get('image_sizes', [])) > 1:
@@ -143,20 +133,14 @@ def commit():
         return None
 
 
-# ---------------------------------------------------------- the run's files
-
 class Run:
     """A run's log, origin and files; all but the network in training.
 
     Beside `output`, the best checkpoint by validation MAE, stand `*_last.pkl`,
-    from which a run resumes, `*_log.csv` and `*_curves.png`.
-
-    Args:
-        output: path of the best checkpoint.
-        options: plain dict, kept in the checkpoints.
-        resume: a `*_last.pkl` to go on from, or None; after an epoch, its.
-        override: resume although options or data differ.
-        overwrite: replace another run's checkpoints at `output`.
+    from which a run resumes, `*_log.csv` and `*_curves.png`.  The checkpoints
+    keep `options`, a plain dict.  `resume` is a `*_last.pkl` to go on from,
+    after an epoch its own; `override` resumes although options or data differ;
+    `overwrite` replaces another run's checkpoints.
     """
 
     def __init__(self, output, options=None, resume=None, override=False,
@@ -178,10 +162,7 @@ class Run:
 
     def load_weights(self, model, pretrained='imagenet',
                      batch_norms='frozen'):
-        """Loads the run's checkpoint, or else pretrained weights.
-
-        Args: see `checkpoint.load_pretrained`.
-        """
+        """Loads the run's checkpoint, or else pretrained weights."""
         if self.checkpoint:
             load_last(model, self.checkpoint, self.resume)
         else:
@@ -189,11 +170,7 @@ class Run:
 
     @contextlib.contextmanager
     def lock_output(self):
-        """Locks the output for this run.
-
-        Raises RunError if another run is writing it, or has checkpoints there,
-        or nothing can be written; before hours of training.
-        """
+        """Locks the output, or raises RunError before hours of training."""
         if process_rank() > 0:  # process 0 writes
             yield
             return
@@ -201,8 +178,7 @@ class Run:
             found = [path for path in (self.output, self.last)
                      if os.path.exists(path)]
             if found and not self.overwrite and not self.is_own():
-                way = ('--resume goes on with it, ' if self.last in found
-                       else '')
+                way = '--resume goes on with it, ' * (self.last in found)
                 raise RunError(f'{found[0]}: is of another run; {way}'
                                '--overwrite replaces it, another --output '
                                'leaves it alone')
@@ -214,10 +190,7 @@ class Run:
                     and os.path.samefile(self.resume, self.last))
 
     def start(self, trainer, loaders):
-        """Notes where the run comes from, and takes up its checkpoint.
-
-        Raises RunError if the data, or their split, are not those of the run.
-        """
+        """Notes where the run comes from, and takes up its checkpoint."""
         self.provenance = provenance(self.options, loaders, trainer.device)
         self.started = time.monotonic()
         if not self.checkpoint:
@@ -226,8 +199,7 @@ class Run:
         changed = {**self.changed, **refuse_differences(
             self.resume, before['data'], self.provenance['data'],
             self.override, before['data'])}
-        with errors_named(self.resume):
-            trainer.load_optimizer_state(self.checkpoint)
+        trainer.load_optimizer_state(self.checkpoint)
         self.rows = self.checkpoint['log']
         self.started -= before['wall_seconds']
         print(f'Resuming after epoch {len(self.rows)} of '
@@ -242,10 +214,7 @@ class Run:
         self.checkpoint = None  # its tensors are copied
 
     def add_epoch(self, lr, train_loss, result):
-        """Adds an epoch to the log.
-
-        `lr` is the base rate at its start, `result` the validation's.
-        """
+        """Adds an epoch to the log; `result` is the validation's."""
         number = len(self.rows) + 1
         if not np.isfinite(result.loss):
             raise RunError(f'epoch {number}: the validation loss is '
@@ -339,8 +308,6 @@ class Run:
                     f'goes on after epoch {len(self.rows)}.')
         return 'No epoch was finished; the same command starts again.'
 
-
-# --------------------------------------------------------------- its report
 
 def published_text(model):
     """Names what --as_published does to a network."""
