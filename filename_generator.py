@@ -89,17 +89,19 @@ def sort_out(found, results, bad):
     return [name for name in kept if name not in spoiled], dropped
 
 
-def nothing_to_list(folder, dataset, labels, dropped):
-    """Returns the `DataError` that says why no image can be listed."""
-    from headpose.readers.pairs import nested_pairs
+def nothing_to_list(folder, dataset, labels, dropped, below):
+    """Returns the `DataError` that says why no image can be listed.
 
+    `below` is a folder in this one that has pairs, or None.
+    """
     if labels:
         return fault(folder, f'{printable(labels)} leaves no image to list')
     if dropped:
         return fault(folder, f'an angle of all {len(dropped):,} images is '
                      'beyond +-99 degrees: Pose_Para has radians, these look '
                      'like degrees')
-    if below := nested_pairs(folder, dataset):
+    if below:
+        below = printable(below)
         return fault(folder, f'no .jpg and .mat pairs to list; {below} has '
                      f'some: --dataset_path {below}')
     return fault(folder, 'no .jpg and .mat pairs to list' + (
@@ -142,7 +144,8 @@ def main(argv=None):
         raise fault(folder, f'{len(bad)} unusable files, named above; '
                     'no list is written (--skip_bad leaves them out)')
     if not kept:
-        raise nothing_to_list(folder, dataset, options.labels, dropped)
+        raise nothing_to_list(folder, dataset, options.labels, dropped,
+                              pairs.nested_pairs(folder, dataset))
     write_list(path, kept)
     for name, reason in dropped:
         print(f'dropped {printable(name)}: {reason}')
