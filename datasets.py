@@ -20,7 +20,7 @@ from headpose.files import printable
 from headpose.geometry.augment import (Augmentation, Draws, augmented_crop,
                                        shrinkage)
 from headpose.geometry.crop import crop_problem, protocol_crop
-from headpose.readers import biwi, lists, table
+from headpose.readers import lists, pairs
 from headpose.readers.images import read_image
 
 WEAK = 0.25  # of the augmentation is left at the end of a run
@@ -30,7 +30,8 @@ ORDER, AUGMENTATION = 0, 1  # independent streams of random numbers
 
 
 def read_annotations(data_dir, filename_list=None, landmarks='visible',
-                     labels=None, dataset=None):
+                     labels=None, dataset=None, labels_format=None,
+                     skip_bad=False):
     """Returns the `lists.Annotations` of a data set.
 
     Args:
@@ -39,16 +40,17 @@ def read_annotations(data_dir, filename_list=None, landmarks='visible',
         landmarks: see `mat.face_box`.
         labels: a table, see `readers.table`; None: the .mat files.
         dataset: 'BIWI' has only boxes in its table, see `readers.biwi`.
+        labels_format: the sign of yaw, see `table.read_table`.
+        skip_bad: name a table's bad rows, and leave them out.
 
     Raises:
         DataError: a file is missing, damaged or out of range.
     """
     if not os.path.isdir(data_dir):
         raise fault(data_dir, 'no such data folder')
-    if dataset == 'BIWI':
-        return biwi.read_annotations(data_dir, labels, filename_list)
     if labels:
-        return table.read_annotations(data_dir, labels, filename_list)
+        return pairs.read_annotations(data_dir, labels, filename_list,
+                                      dataset, labels_format, skip_bad)
     return lists.read_annotations(data_dir, filename_list, landmarks)
 
 
@@ -183,13 +185,85 @@ def split_keys(annotations, by='photo'):
 
     By 'photo' the renderings of a photograph, or a group's images, are on one
     side; by 'image', the document's literal split, nearly every validation
-    image has a sibling in training.
+    image has a sibling in training.  The faces of an image are on one side.
     """
+    names = [os.path.splitext(image)[0] for image in annotations.images]
     if by == 'image':
-        return annotations.names, 'images'
+        return names, 'images'
     if annotations.groups:
-        return annotations.groups, 'groups'
-    return list(map(lists.photograph, annotations.names)), 'photographs'
+        return joined(annotations.groups, names), 'groups'
+    return list(map(lists.photograph, names)), 'photographs'
+
+
+def joined(groups, names):
+    """Returns each face's group; groups that meet in an image become one."""
+    joins, first = {}, {}
+
+    def end(group):
+        while group in joins:
+            group = joins[group]
+        return group
+
+    for group, name in zip(groups, names):
+        one, other = end(group), end(first.setdefault(name, group))
+        if one != other:
+            joins[one] = other
+    return list(map(end, groups))
+
+
+def chosen_split(annotations, validation_list=None):
+    """Returns one's own split, or None.
+
+    Args:
+        validation_list: names of images that validate; None: the table's
+            column split says it, if there is one.
+
+    Returns:
+        Lists of the training and the validation indices; whose split it is.
+
+    Raises:
+        DataError: the choice does not fit the images.
+    """
+    if validation_list:
+        validates = listed(annotations, validation_list)
+        origin = printable(validation_list)
+    elif annotations.sides:
+        validates, origin = column_split(annotations), 'the column split'
+    else:
+        return None
+    training = np.flatnonzero(np.logical_not(validates)).tolist()
+    validation = np.flatnonzero(validates).tolist()
+    if not (training and validation):
+        raise DataError(f'{origin}: leaves no image to '
+                        + ('validate on' if training else 'train on'))
+    return training, validation, origin
+
+
+def listed(annotations, validation_list):
+    """Returns whether a list names each face's image, N bools."""
+    names = [lists.normal(os.path.splitext(image)[0])
+             for image in annotations.images]
+    chosen, known = {}, {*names}
+    for name, number in lists.read_list(validation_list).items():
+        chosen[lists.normal(name)] = number
+        if lists.normal(name) not in known:
+            raise fault(validation_list, f'line {number}: {printable(name)} '
+                        'is none of the images (a name is without .jpg, as '
+                        'in a filename list)')
+    return [name in chosen for name in names]
+
+
+def column_split(annotations):
+    """Returns whether a table's column has each face validate, N bools."""
+    sides = {}
+    for name, image, side in zip(annotations.names, annotations.images,
+                                 annotations.sides):
+        if side not in ('train', 'validation'):
+            raise DataError(f'{printable(name)}: its split is {side!r}, '
+                            'wanted are train and validation')
+        if sides.setdefault(image, side) != side:
+            raise fault(image, 'is on both sides of the split')
+    return [side == 'validation' for side in annotations.sides]
 
 
 def split_indices(keys, seed=0):
@@ -216,13 +290,24 @@ def split_indices(keys, seed=0):
     return sorted(set(range(len(keys))) - set(validation)), sorted(validation)
 
 
-def print_split(keys, kind, training, validation):
-    """Prints each side's numbers, and whether the split is far from 9:1."""
+def print_split(keys, kind, training, validation, origin=None):
+    """Prints each side's numbers, and whether the split is far from 9:1.
+
+    Of one's own split, which has an `origin`, what is on both sides is said.
+    """
     counts = [f'{len(indices):,} images' + (
         '' if kind == 'images' else
         f' of {len({keys[index] for index in indices}):,} {kind}')
         for indices in (training, validation)]
-    print(f'{counts[0]} to train on, {counts[1]} to validate on')
+    print(f'{counts[0]} to train on, {counts[1]} to validate on'
+          + (f', by {origin}' if origin else ''))
+    if origin:
+        both = ({keys[index] for index in training}
+                & {keys[index] for index in validation})
+        if both:
+            print(f'{len(both):,} of the {kind} '
+                  f'{"is" if len(both) == 1 else "are"} on both sides')
+        return
     if kind != 'images' and not (LEAST_SHARE <= len(validation) / len(keys)
                                  <= MOST_SHARE):
         (largest, count), = collections.Counter(keys).most_common(1)
@@ -262,8 +347,9 @@ def start_worker(_):
 
 def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
                      num_epochs=1, augmentation=Augmentation(), weak_end=0.0,
-                     split='photo', split_seed=0, seed=0, num_workers=0,
-                     device='cpu', rank=0, world_size=1):
+                     split='photo', split_seed=0, validation_list=None,
+                     seed=0, num_workers=0, device='cpu', rank=0,
+                     world_size=1):
     """Returns the shuffled training and the fixed validation loader.
 
     Args:
@@ -274,6 +360,7 @@ def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
         augmentation: beyond HopeNet's; None trains on the test crops.
         weak_end: last share of the run, which has a quarter of it.
         split, split_seed: 'photo' or 'image', see `split_keys`, and its seed.
+        validation_list: see `chosen_split`.
         seed: of the order and of the augmentation.
         num_workers: processes that load images.
         rank, world_size: of this process, and the number of processes.
@@ -282,8 +369,10 @@ def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
         DataError: there are too few images to divide.
     """
     keys, kind = split_keys(annotations, split)
-    training, validation = split_indices(keys, split_seed)
-    print_split(keys, kind, training, validation)
+    training, validation, *origin = (
+        chosen_split(annotations, validation_list)
+        or split_indices(keys, split_seed))
+    print_split(keys, kind, training, validation, *origin)
     if len(training) < world_size:
         raise fault(annotations.data_dir, f'{len(training)} training images '
                     f'are too few for {world_size} processes')

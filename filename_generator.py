@@ -22,11 +22,11 @@ import sys
 from headpose.errors import (DataError, RunError, check_interrupt, fault,
                              run_main, signals_noted)
 from headpose.files import atomic, printable
-from headpose.training.options import (DATASETS, LABELS, check_boxes, cores,
-                                       number, plain_parser)
+from headpose.training.options import (DATASETS, LABELS, LABELS_FORMAT,
+                                       check_boxes, cores, number,
+                                       plain_parser)
 
 EXPECTED_AFLW2000 = 1969
-BAD_SHOWN = 20
 
 
 def parse_options(argv=None):
@@ -36,6 +36,7 @@ def parse_options(argv=None):
     add('--dataset', choices=DATASETS, metavar='NAME',
         help=', '.join(DATASETS))
     add('--labels', **LABELS)
+    add('--labels_format', **LABELS_FORMAT)
     add('--dataset_path', metavar='DIR', help='its folder; default: data/NAME')
     add('--output', metavar='FILE',
         help='default: filename_list.txt in the folder')
@@ -69,29 +70,43 @@ def list_path(folder, output, labels):
 
 
 def sort_out(found, results, bad):
-    """Returns good names, and dropped ones' reasons; errors go to `bad`."""
-    kept, dropped = [], {}
+    """Returns good names, a list, and dropped ones, a list with the reasons.
+
+    Errors among the results of `pairs.check_pairs` are added to `bad`.  A
+    name may come several times: once in the list, if none of them is bad.
+    """
+    kept, dropped, spoiled = {}, [], set()
     with signals_noted(), contextlib.closing(results):
         for (name, *_), result in zip(found, results):
             check_interrupt()
             if isinstance(result, DataError):
                 bad.append(str(result))
+                spoiled.add(name)
             elif result:
-                dropped[name] = result
+                dropped.append((name, result))
             else:
-                kept.append(name)
-    return kept, dropped
+                kept[name] = None
+    return [name for name in kept if name not in spoiled], dropped
 
 
-def report_bad(bad, folder, skip_bad):
-    """Prints bad files' lines; raises DataError if they are not skipped."""
-    for line in bad[:BAD_SHOWN]:
-        print(line, file=sys.stderr)
-    if bad[BAD_SHOWN:]:
-        print(f'... and {len(bad) - BAD_SHOWN} more', file=sys.stderr)
-    if bad and not skip_bad:
-        raise fault(folder, f'{len(bad)} unusable files, named above; '
-                    'no list is written (--skip_bad leaves them out)')
+def nothing_to_list(folder, dataset, labels, dropped, below):
+    """Returns the `DataError` that says why no image can be listed.
+
+    `below` is a folder in this one that has pairs, or None.
+    """
+    if labels:
+        return fault(folder, f'{printable(labels)} leaves no image to list')
+    if dropped:
+        return fault(folder, f'an angle of all {len(dropped):,} images is '
+                     'beyond +-99 degrees: Pose_Para has radians, these look '
+                     'like degrees')
+    if below:
+        below = printable(below)
+        return fault(folder, f'no .jpg and .mat pairs to list; {below} has '
+                     f'some: --dataset_path {below}')
+    return fault(folder, 'no .jpg and .mat pairs to list' + (
+        '; the pairs of 300W-LP lie in subfolders (AFW, HELEN, ...)'
+        if dataset == '300W_LP' else ''))
 
 
 def write_list(path, names):
@@ -115,21 +130,23 @@ def main(argv=None):
     if not os.path.isdir(folder):
         raise fault(folder, 'no such folder (--dataset_path)')
     path = list_path(folder, options.output, options.labels)
-    found, bad = (pairs.find_rows(folder, dataset, options.labels)
-                  if options.labels else
-                  pairs.find_pairs(folder, dataset, options.include_flips))
+    if options.labels:
+        table, _ = pairs.read_labels_of(folder, dataset, options.labels,
+                                        options.labels_format)
+        found, bad = pairs.find_rows(table), table.bad
+    else:
+        found, bad = pairs.find_pairs(folder, dataset, options.include_flips)
     kept, dropped = sort_out(
         found, pairs.check_pairs(folder, found, options.workers), bad)
-    report_bad(bad, folder, options.skip_bad)
-    if not kept and options.labels:
-        raise fault(folder, f'{printable(options.labels)} leaves no image to '
-                    'list')
+    pairs.print_bad(bad)
+    if bad and not options.skip_bad:
+        raise fault(folder, f'{len(bad)} unusable files, named above; '
+                    'no list is written (--skip_bad leaves them out)')
     if not kept:
-        raise fault(folder, 'no .jpg and .mat pairs to list' + (
-            '; the pairs of 300W-LP lie in subfolders (AFW, HELEN, ...)'
-            if dataset == '300W_LP' else ''))
+        raise nothing_to_list(folder, dataset, options.labels, dropped,
+                              pairs.nested_pairs(folder, dataset))
     write_list(path, kept)
-    for name, reason in dropped.items():
+    for name, reason in dropped:
         print(f'dropped {printable(name)}: {reason}')
     print(f'{printable(path)}: {len(kept):,} kept, {len(dropped):,} dropped '
           f'(an angle beyond +-99 degrees), {len(bad):,} unusable')

@@ -30,7 +30,8 @@ def main(argv=None):
     image_size = crop_size(options.snapshot, checkpoint, options.image_size)
     annotations = read_annotations(
         options.data_dir, options.filename_list, options.landmarks,
-        options.labels, options.dataset)
+        options.labels, options.dataset, options.labels_format,
+        options.skip_bad)
     loader = evaluation_loader(
         annotations, batch_size=options.batch_size, image_size=image_size,
         protocol=options.protocol, num_workers=options.workers,

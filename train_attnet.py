@@ -29,12 +29,14 @@ def main(argv=None):
     options.amp = choose_precision(options.amp, device, 'attnet')
     annotations = read_annotations(
         options.data_dir, options.filename_list, options.landmarks,
-        options.labels, options.dataset)
+        options.labels, options.dataset, options.labels_format,
+        options.skip_bad)
     loaders = training_loaders(
         annotations, batch_size=options.batch_size,
         image_sizes=options.image_sizes, num_epochs=options.num_epochs,
         augmentation=augmentation_of(options), weak_end=options.weak_end,
-        split=options.split, split_seed=options.split_seed, seed=options.seed,
+        split=options.split, split_seed=options.split_seed,
+        validation_list=options.validation_list, seed=options.seed,
         num_workers=options.workers, device=device, rank=process_rank(),
         world_size=world_size())
     run = Run(options.output, vars(options), options.resume,

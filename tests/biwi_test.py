@@ -40,6 +40,11 @@ def rendered(tmp_path_factory):
     return folder, biwi_data.write_biwi(folder)
 
 
+def read(folder, table, filename_list=None):
+    return datasets.read_annotations(folder, filename_list, labels=table,
+                                     dataset='BIWI')
+
+
 @pytest.fixture
 def own(rendered, tmp_path):
     """A copy of it, to spoil."""
@@ -136,13 +141,13 @@ def test_a_damaged_pose_is_refused(pose_file, content, message):
 @pytest.mark.quick
 def test_the_rendered_angles_are_read(rendered):
     folder, angles = rendered
-    found = biwi.read_annotations(folder, folder / 'biwi_ann.txt')
+    found = read(folder, folder / 'biwi_ann.txt')
     assert len(found.names) == 48 and set(found.names) < set(angles)
     np.testing.assert_allclose(found.angles,
                                [angles[name] for name in found.names],
                                atol=0.01)
     assert found.images == [f'{name}.png' for name in found.names]
-    rows = read_table(folder / 'biwi_ann.txt').rows
+    rows = read_table(folder / 'biwi_ann.txt', folder).rows
     np.testing.assert_array_equal(found.boxes, [row.box for row in rows])
     assert found.frames == {f'{n:02}': 3 for n in range(1, 25)}
 
@@ -152,12 +157,12 @@ def test_the_rendered_angles_are_read(rendered):
                                  'kinect_head_pose_db/hpdb'])
 def test_the_folder_has_many_names(own, top):
     table = own / 'biwi_ann.txt'
-    expected = biwi.read_annotations(own, table)
+    expected = read(own, table)
     (own / top).mkdir(parents=True, exist_ok=True)
     for path in list((own / 'hpdb').iterdir()):
         path.rename(own / top / path.name)
     (own / 'hpdb').rmdir()
-    found = biwi.read_annotations(own, table)
+    found = read(own, table)
     assert [name.removeprefix(f'{top}/') for name in found.names] == [
         name.removeprefix('hpdb/') for name in expected.names]
     np.testing.assert_array_equal(found.angles, expected.angles)
@@ -166,7 +171,7 @@ def test_the_folder_has_many_names(own, top):
 @pytest.mark.quick
 def test_people_who_came_twice_are_one_group(rendered):
     folder, _ = rendered
-    found = biwi.read_annotations(folder, folder / 'biwi_ann.txt')
+    found = read(folder, folder / 'biwi_ann.txt')
     people = dict(zip(map(biwi.sequence, found.names), found.groups))
     assert len(people) == 24 and len(set(people.values())) == 20
     for first, second in (('02', '21'), ('03', '15'), ('05', '18'),
@@ -179,13 +184,15 @@ def test_people_who_came_twice_are_one_group(rendered):
     ('hpdb/25/frame_00003_rgb.png,{}', 'line 2: .*00003_rgb.png is not in'),
     ('hpdb/01/frame_00009_rgb.png,{}', 'line 2: .*00009_rgb.png is not in'),
     ('hpdb/01/face.png,{}', 'line 2: hpdb/01/face.png is no frame of BIWI'),
+    ('hpdb/01/frame_00003_rgb.png,{}\nfaces_0/01/frame_00003_rgb.png,{}',
+     'line 3: .*00003_rgb.png is listed already'),
     ('hpdb/01/frame_00003_rgb.png,a,2,30,40', "line 2: x_min: 'a' is not")])
 def test_bad_boxes_are_named_by_their_line(rendered, tmp_path, text, message):
     path = tmp_path / 'boxes.csv'
     path.write_text('image,x_min,y_min,x_max,y_max\n'
                     + text.replace('{}', '200,150,400,380') + '\n')
     with pytest.raises(DataError, match=f'boxes.csv: {message}') as caught:
-        biwi.read_annotations(rendered[0], path)
+        read(rendered[0], path)
     assert '\n' not in str(caught.value)
 
 
@@ -267,11 +274,10 @@ def test_what_is_damaged_is_left_out_if_asked(own, generate):
     assert not list(own.glob('filename_list*'))
     status, out, _ = generate(own, '--skip_bad')
     assert status == 0 and '44 kept, 0 dropped' in out
-    found = biwi.read_annotations(own, own / 'biwi_ann.txt',
-                                  own / 'filename_list.txt')
+    found = read(own, own / 'biwi_ann.txt', own / 'filename_list.txt')
     assert len(found.names) == 44
     with pytest.raises(DataError, match='line 8: .*is not in'):
-        biwi.read_annotations(own, own / 'biwi_ann.txt')
+        read(own, own / 'biwi_ann.txt')
 
 
 # ----------------------------------------------------------------- the crops
@@ -400,7 +406,7 @@ def test_alignment_is_opal23s():
 @pytest.mark.quick
 def test_what_is_reported_by_sequence(rendered, capsys):
     folder, _ = rendered
-    found = biwi.read_annotations(folder, folder / 'biwi_ann.txt')
+    found = read(folder, folder / 'biwi_ann.txt')
     rng, indices = np.random.default_rng(2), np.arange(0, 32)
     true = found.angles[indices].astype(float)
     predicted = np.concatenate([

@@ -721,8 +721,9 @@ def test_the_split_keeps_photographs_whole(photographs, renderings, seed):
 
 
 def named(names):
-    """Annotations of which a split needs no more than the names."""
-    return Annotations('', names, None, None, None)
+    """Annotations of which a split needs no more than names and images."""
+    return Annotations('', names, None, None,
+                       [f'{name}.jpg' for name in names])
 
 
 def test_the_documents_split_is_by_image():

@@ -38,7 +38,7 @@ import numpy as np
 from headpose.errors import fault
 from headpose.files import printable, read_bytes
 from headpose.geometry.pose import angles_of
-from headpose.readers.table import annotate, read_table
+from headpose.readers.table import read_table
 
 # Where a data folder may have the sequences; the last is in Opal23's list.
 TOPS = ('', 'hpdb', 'faces_0', 'kinect_head_pose_db/hpdb',
@@ -87,12 +87,15 @@ def read_boxes(data_dir, labels):
         no angles; the number of frames in the folder, a dict by sequence.
     """
     frames = find_frames(data_dir)
-    table = read_table(labels, with_angles=False)
+    table = read_table(labels, data_dir, with_angles=False)
     rows, bad = {}, list(table.bad)
     for row in table.rows:
         match = FRAME.search(row.image)
         image = match and frames.get(match.groups())
-        if image:
+        if image in rows:
+            bad.append(f'{row.where}: {printable(row.image)} is listed '
+                       'already')
+        elif image:
             person = RECORDED_AGAIN.get(sequence(image), sequence(image))
             rows[image] = row._replace(image=image, group=person,
                                        name=image.removesuffix('.png'))
@@ -122,13 +125,6 @@ def read_pose(path):
 def frame_angles(path):
     """Returns the angles of a frame, by the path of its image without .png."""
     return read_pose(path.removesuffix('_rgb') + '_pose.txt')
-
-
-def read_annotations(data_dir, labels, filename_list=None):
-    """Reads the frames of a table of boxes; see `table.annotate`."""
-    table, counts = read_boxes(data_dir, labels)
-    found = annotate(data_dir, table, filename_list, frame_angles)
-    return found._replace(frames=counts)
 
 
 def split_lists(names):

@@ -1,6 +1,8 @@
 """Filename lists, and the annotations of the images that they name."""
+import contextlib
 import os
 import re
+import unicodedata
 from typing import NamedTuple
 
 import numpy as np
@@ -10,20 +12,21 @@ from headpose.errors import DataError, fault
 from headpose.files import printable
 from headpose.geometry.pose import MAX_ANGLE, beyond_range
 from headpose.readers.images import ENDINGS, find_images, two_images
-from headpose.readers.mat import read_labels
+from headpose.readers.mat import mat_beside, read_labels
 from headpose.readers.pool import map_files
 
 
 class Annotations(NamedTuple):
-    """The labels of N listed images, in the list's order."""
+    """The labels of N faces in listed images, in the list's order."""
     data_dir: str       # the folder that names and images are relative to
-    names: list         # N strings, without extension
+    names: list         # N strings, without extension; all differ
     angles: np.ndarray  # (N, 3) float32, degrees: yaw, pitch, roll
     boxes: np.ndarray   # (N, 4) float64, pixels: x_min, y_min, x_max, y_max
-    images: list        # N strings: the names with their image's extension
+    images: list        # N strings: the images' files, as the disk has them
     groups: list = None  # N strings: what a split keeps together; or None
     table: str = None    # start of the SHA-256 of the table of labels
     frames: dict = None  # BIWI: number of frames in the folder, by sequence
+    sides: list = None   # N strings: a table's own split; or None
 
 
 def list_lines(data):
@@ -40,7 +43,7 @@ def list_lines(data):
 def can_be_listed(name):
     """Says whether a list would give a name back as it is."""
     data = name.encode('utf-8', 'surrogateescape')
-    return list_lines(data) == [(1, name)]
+    return list_lines(data) == [(1, name)] and slashed(name) == name
 
 
 def read_list(path):
@@ -60,7 +63,7 @@ def read_list(path):
         raise fault(path, 'is not a text file in UTF-8')
     names = {}
     for number, line in list_lines(data):
-        name = os.path.normpath(line)
+        name = slashed(line)
         if leaves_folder(name):
             raise fault(path, f'line {number}: {printable(line)} lies outside '
                         'the data folder, which names are relative to')
@@ -73,6 +76,32 @@ def read_list(path):
     return names
 
 
+def slashed(path):
+    """Returns a path normalised, Windows' backslashes as slashes."""
+    return os.path.normpath(path.replace('\\', '/'))
+
+
+def normal(name):
+    """Returns a name in the one spelling by which names are compared.
+
+    macOS writes an accent as a character of its own where others do not.
+    """
+    return unicodedata.normalize('NFC', name)
+
+
+def on_disk(data_dir, path):
+    """Returns a relative path as the disk spells it, if it is there."""
+    if path.isascii() or os.path.exists(os.path.join(data_dir, path)):
+        return path
+    folder, base = os.path.split(path)
+    folder = on_disk(data_dir, folder)
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(os.path.join(data_dir, folder)):
+            if normal(entry) == normal(base):
+                return os.path.join(folder, entry)
+    return path
+
+
 def leaves_folder(name):
     """Says whether a normalised path leads out of the data folder."""
     return os.path.isabs(name) or name.split(os.sep)[0] == os.pardir
@@ -82,9 +111,12 @@ def listed_images(data_dir, filename_list):
     """Returns a dict of the names in a list to their image files."""
     images, found, names = {}, {}, read_list(filename_list)
     for folder in {os.path.dirname(name) for name in names}:
+        folder = on_disk(data_dir, folder)
         if os.path.isdir(os.path.join(data_dir, folder)):
-            found |= find_images(data_dir, folder)
+            there = find_images(data_dir, folder)
+            found |= {normal(name): there[name] for name in there} | there
     for name, number in names.items():
+        name = name if name in found else normal(name)
         if name not in found:
             no_name = name.startswith('#') or name.lower().endswith(
                 (*ENDINGS, '.mat'))
@@ -103,8 +135,8 @@ def listed_images(data_dir, filename_list):
 def read_annotations(data_dir, filename_list, landmarks='visible'):
     """Reads the listed .mat files; see `datasets.read_annotations`."""
     images = listed_images(data_dir, filename_list)
-    items = [(os.path.join(data_dir, name + '.mat'), landmarks)
-             for name in images]
+    items = [(mat_beside(os.path.join(data_dir, image)), landmarks)
+             for image in images.values()]
     labels = list(tqdm(map_files(read_labels, items), 'reading .mat files',
                        len(items), leave=False, disable=None))
     for (path, _), label in zip(items, labels):

@@ -4,6 +4,7 @@ SciPy can crash on a damaged file: strangers' files are read by
 `pool.map_files`.
 """
 import io
+import os
 import warnings
 
 import numpy as np
@@ -87,3 +88,11 @@ def read_labels(path, landmarks='visible'):
         return angles, face_box(pt2d, landmarks)
     except DataError as error:
         raise fault(path, error) from None
+
+
+def mat_beside(image):
+    """Returns the path of the .mat file, or .MAT, beside an image."""
+    stem = os.path.splitext(image)[0]
+    capitals = not os.path.exists(stem + '.mat') and os.path.exists(
+        stem + '.MAT')
+    return stem + ('.MAT' if capitals else '.mat')

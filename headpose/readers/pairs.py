@@ -1,5 +1,6 @@
 """A data folder's images with their labels: found, and all bytes read."""
 import os
+import sys
 
 from tqdm import tqdm
 
@@ -11,12 +12,13 @@ from headpose.readers import biwi
 from headpose.readers.images import (ENDINGS, check_image, find_images,
                                      two_images)
 from headpose.readers.lists import can_be_listed
-from headpose.readers.mat import read_labels
+from headpose.readers.mat import mat_beside, read_labels
 from headpose.readers.pool import map_files
-from headpose.readers.table import read_table
+from headpose.readers.table import annotate, counted, read_table
 
 # Folders without images: of the releases, and what macOS adds to archives.
 NOT_PAIRS = ('Code', 'landmarks', '__MACOSX')
+BAD_SHOWN = 20
 
 
 def find_pairs(folder, dataset, include_flips=False):
@@ -51,7 +53,7 @@ def find_pairs(folder, dataset, include_flips=False):
                 problem = two_images(name, others)
             elif not can_be_listed(name):
                 problem = ('no list can hold this name: it has a line end, or '
-                           'starts or ends with a space')
+                           'starts or ends with a space, or a backslash in it')
             else:
                 pairs.append((name, file, None))
                 continue
@@ -59,15 +61,75 @@ def find_pairs(folder, dataset, include_flips=False):
     return sorted(pairs), sorted(bad)
 
 
-def find_rows(folder, dataset, path):
-    """Lists a table's images as `find_pairs` does, each with its `Row`."""
-    table = (biwi.read_boxes(folder, path)[0] if dataset == 'BIWI'
-             else read_table(path))
-    pairs = {row.name: (row.name, row.image, row) for row in table.rows}
-    return [pairs[name] for name in sorted(pairs)], table.bad
+def nested_pairs(folder, dataset):
+    """Returns a folder in this one that has a data set's pairs, or None."""
+    for entry in sorted(os.listdir(folder)):
+        below = os.path.join(folder, entry)
+        if (entry not in NOT_PAIRS and os.path.isdir(below)
+                and find_pairs(below, dataset)[0]):
+            return below
+    return None
 
 
-def check_pairs(folder, pairs, workers):
+def read_labels_of(folder, dataset, path, labels_format=None):
+    """Returns a data set's `LabelTable`, and BIWI's frames by sequence.
+
+    Args:
+        labels_format: see `table.read_table`.
+    """
+    if dataset == 'BIWI':
+        return biwi.read_boxes(folder, path)
+    return read_table(path, folder, labels_format=labels_format), None
+
+
+def find_rows(table):
+    """Lists a table's images as `find_pairs` does, each with its `Row`.
+
+    An image is listed once for each of its rows.
+    """
+    return sorted(((row.name, row.image, row) for row in table.rows),
+                  key=lambda pair: pair[0])
+
+
+def read_annotations(data_dir, labels, filename_list=None, dataset=None,
+                     labels_format=None, skip_bad=False):
+    """Reads a table's rows; see `datasets.read_annotations`."""
+    table, frames = read_labels_of(data_dir, dataset, labels, labels_format)
+    if skip_bad:
+        table = without_bad(data_dir, table)
+    found = annotate(data_dir, table, filename_list,
+                     biwi.frame_angles if dataset == 'BIWI' else None)
+    return found._replace(frames=frames)
+
+
+def without_bad(folder, table):
+    """Returns a table without the rows that `check_pairs` finds bad."""
+    rows, bad = [], list(table.bad)
+    found = [(row.name, row.image, row) for row in table.rows]
+    for row, result in zip(table.rows, check_pairs(folder, found)):
+        if isinstance(result, DataError):
+            bad.append(str(result))
+        elif result:
+            bad.append(f'{row.where}: {result}')
+        else:
+            rows.append(row)
+    print_bad(bad)
+    if not rows:
+        raise fault(table.path, 'none of its rows can be used')
+    print(f'{printable(table.path)}: {counted(len(bad), "row")} left out, '
+          f'{len(rows):,} used')
+    return table._replace(rows=rows, bad=[])
+
+
+def print_bad(bad):
+    """Prints the lines about what is bad, or the first of many."""
+    for line in bad[:BAD_SHOWN]:
+        print(line, file=sys.stderr)
+    if bad[BAD_SHOWN:]:
+        print(f'... and {len(bad) - BAD_SHOWN} more', file=sys.stderr)
+
+
+def check_pairs(folder, pairs, workers=None):
     """Yields the result of `check_pair`, or its error, of each pair."""
     items = [(os.path.join(folder, name), os.path.join(folder, image), row)
              for name, image, row in pairs]
@@ -87,7 +149,7 @@ def check_pair(path, image, row=None):
     """
     try:
         if row is None:
-            angles, box = read_labels(f'{path}.mat')
+            angles, box = read_labels(mat_beside(image))
         else:
             angles, box = row.angles, row.box
         if angles is None:

@@ -22,6 +22,9 @@ DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
 TORCHRUN = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR')
 LABELS = {'metavar': 'FILE.csv', 'help': "a table of your own images, boxes "
           'and angles instead of .mat files; see headpose/readers/table.py'}
+LABELS_FORMAT = {'choices': ('table', 'opal23'), 'help':
+                 "--labels: the sign of yaw as in this project (table), or "
+                 "Opal23's, the opposite; default: as the columns' names say"}
 
 
 def number(kind, low, high=math.inf):
@@ -91,6 +94,9 @@ def base_parser(description, dataset, data_dir):
         help='default: filename_list.txt in the data folder; with --labels, '
         'all rows')
     add('--labels', **LABELS)
+    add('--labels_format', **LABELS_FORMAT)
+    add('--skip_bad', action='store_true',
+        help='--labels: check all rows, and leave bad ones out')
     add('--batch_size', type=number(int, 1), default=32, metavar='N')
     add('--landmarks', choices=('visible', 'raw'), default='visible',
         help="box around AFLW2000's visible landmarks, or (the published "
@@ -146,6 +152,8 @@ def training_parser(description, network):
         help='train on the fixed crops of the test protocol')
     add('--split', choices=('photo', 'image'), default='photo',
         help='9:1 by photograph (default), or literally by image')
+    add('--validation_list', metavar='FILE', help='names of images, as in a '
+        'filename list: these validate, all others train, instead of 9:1')
     add('--split_seed', type=number(int, 0), default=0, metavar='N')
     add('--seed', type=number(int, 0), default=0, metavar='N',
         help='of initial weights, order and augmentation')
@@ -269,6 +277,8 @@ def parse_evaluation(description, network, argv=None):
 def checked(parser, options):
     """Completes and checks the options of training or testing."""
     check_boxes(parser, options)
+    if options.skip_bad and not options.labels:
+        parser.error('argument --skip_bad: is for --labels')
     name_list(options)
     processes = torchrun_value('WORLD_SIZE', 1)
     if options.batch_size < processes:
