@@ -128,8 +128,9 @@ def main(argv=None):
 
     from headpose.inference.detector import YUNET, make_detector
     from headpose.inference.estimator import Estimator
+    from headpose.inference.inputs import find_inputs
     from headpose.inference.output import OutputPaths, PoseTable
-    from headpose.inference.pipeline import Pipeline, find_inputs
+    from headpose.inference.pipeline import Pipeline
 
     found, bad = find_inputs(options.inputs, options.recursive,
                              options.output)

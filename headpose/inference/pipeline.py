@@ -1,7 +1,6 @@
-"""Inputs to results: finds pictures and video, draws the heads in each."""
+"""Inputs to results: draws the heads in pictures and video."""
 import contextlib
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,47 +11,9 @@ from headpose.files import printable
 from headpose.geometry.pose import AXES
 from headpose.inference.estimator import Estimator
 from headpose.inference.output import PoseTable, draw_heads
-from headpose.inference.pictures import PICTURES, read_picture, write_jpeg
+from headpose.inference.pictures import read_picture, write_jpeg
 from headpose.inference.tracker import Tracker
-from headpose.inference.video import (is_camera, is_live, open_moving,
-                                      recording)
-
-
-def find_inputs(inputs, recursive=False, output=None):
-    """Replaces folders, but for `output`, by the pictures in them, sorted.
-
-    Returns:
-        A list of (source, subfolder of the output), and a message for each
-        input that cannot be used.
-    """
-    found, bad = [], []
-    for entry in inputs:
-        name = printable(entry)
-        if os.path.isdir(entry):
-            pictures = list(pictures_in(entry, recursive, output))
-            found += pictures
-            if not pictures:
-                bad.append(f'{name}: a folder without pictures '
-                           f'({", ".join(PICTURES)})')
-        elif is_live(entry) or os.path.isfile(entry):
-            found.append((entry, ''))
-        else:
-            bad.append(f'{name}: no such file, folder or camera')
-    return found, bad
-
-
-def pictures_in(folder, recursive, output):
-    """Yields (picture, its subfolder) of a folder; see `find_inputs`."""
-    skipped = output and os.path.realpath(output)
-    for place, folders, names in os.walk(folder):
-        below = os.path.relpath(place, folder) if place != folder else ''
-        for name in sorted(names):
-            # macOS leaves ._NAME beside NAME on foreign disks.
-            if name.lower().endswith(PICTURES) and not name.startswith('._'):
-                yield os.path.join(place, name), below
-        folders[:] = sorted(
-            name for name in folders if recursive and name != '__MACOSX'
-            and os.path.realpath(os.path.join(place, name)) != skipped)
+from headpose.inference.video import is_camera, open_moving, recording
 
 
 @dataclasses.dataclass
@@ -70,7 +31,7 @@ class Pipeline:
         """Draws the heads in all inputs; returns messages of the failures.
 
         Args:
-            found: see `find_inputs`.
+            found: see `inputs.find_inputs`.
             stems: paths of the drawn files, without their endings.
         """
         bad = []
