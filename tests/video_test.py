@@ -1,4 +1,5 @@
 """video.py and demo.py's way with it: what moves is read and written."""
+import contextlib
 import functools
 import http.server
 import os
@@ -53,13 +54,14 @@ def picture(number, shape=SIZE):
 
 
 def write_clip(path, times, shape=SIZE, codec='libx264', sound=None,
-               rate=25):
+               rate=25, faststart=False):
     """Writes pictures at given seconds; returns the path.
 
     Args:
         sound: codec of a second of noise beside them.
     """
-    with av.open(str(path), 'w') as container:
+    with av.open(str(path), 'w', options={
+            'movflags': 'faststart'} if faststart else {}) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = shape
         stream.pix_fmt = 'yuvj420p' if codec == 'mjpeg' else 'yuv420p'
@@ -469,3 +471,89 @@ def test_pieces_of_film_follow_each_other(call, tmp_path, sound):
             assert float(stream.duration * stream.time_base) == pytest.approx(
                 2, abs=0.15)
         assert len(container.streams) == (2 if sound else 1)
+
+
+# ----------------------------------------------------------------- addresses
+
+@pytest.fixture
+def serve():
+    """Starts HTTP servers of a function of a handler; returns the address."""
+    def start(answer):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                with contextlib.suppress(ConnectionError):
+                    answer(self)
+
+            def log_message(self, *_):
+                """Says nothing."""
+
+        server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f'http://127.0.0.1:{server.server_port}'
+    servers = []
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def send_head(handler, **headers):
+    """Sends an answer's status and headers."""
+    handler.send_response(200)
+    for name, value in headers.items():
+        handler.send_header(name.replace('_', '-'), value)
+    handler.end_headers()
+
+
+def test_pictures_over_http_have_the_clocks_times(call, tmp_path, serve):
+    """Network cameras send one JPEG after the other, without times."""
+    def answer(handler):
+        send_head(handler, Content_Type='multipart/x-mixed-replace; '
+                                        'boundary=x')
+        for number in range(9):
+            data = cv2.imencode('.jpg', picture(number))[1].tobytes()
+            handler.wfile.write(
+                b'--x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n'
+                b'\r\n%s\r\n' % (len(data), data))
+            time.sleep(pause)
+    pause = 0.3
+    status, out, err = call(f'{serve(answer)}/live')
+    assert status == 0 and '9 frames' in out, err
+    seconds = [float(row['seconds']) for row in rows(tmp_path / 'out')]
+    assert seconds[0] == 0
+    # FFmpeg looks at the first two before it gives them.
+    assert seconds[-1] == pytest.approx(8 * pause, abs=1.5 * pause)
+    np.testing.assert_allclose(
+        read_clip(tmp_path / 'out' / 'live.mp4')[1], seconds, atol=0.01)
+
+
+@pytest.mark.parametrize('ending', ['mp4', 'mkv', 'flv', 'avi'])
+def test_a_film_that_breaks_off_is_said(call, tmp_path, serve, ending):
+    """As a file, and at an address."""
+    def answer(handler):
+        send_head(handler, Content_Length=len(data))
+        handler.wfile.write(data[:len(data) // 2])
+    whole, half = tmp_path / f'whole.{ending}', tmp_path / f'half.{ending}'
+    write_clip(whole, [n / 25 for n in range(75)], (480, 640), faststart=True,
+               codec='mpeg4' if ending == 'avi' else 'libx264')
+    data = whole.read_bytes()
+    half.write_bytes(data[:len(data) // 2])
+    status, _, err = call(half, f'{serve(answer)}/away.{ending}', whole)
+    assert status == 1 and '2 inputs could not be used' in err
+    assert 'half.' in err and 'away.' in err and 'only ' in err
+    done = [row['drawn'] for row in rows(tmp_path / 'out')]
+    assert done.count('whole.mp4') == 75
+    assert done.count('half.mp4') < 50
+
+
+def test_a_film_is_whole_where_its_sound_or_last_picture_lasts(call,
+                                                               tmp_path):
+    for name, times, sound in (('sound.mkv', [0, 0.04], 'aac'),
+                               ('sound.mp4', [0, 0.04], 'aac'),
+                               ('pcm.mkv', [0, 0.04], 'pcm_s16le'),
+                               ('slow.mp4', [0, 5, 10], None),
+                               ('slow.mkv', [0, 5, 10], None)):
+        status, _, err = call(write_clip(tmp_path / name, times, sound=sound),
+                              '--overwrite')
+        assert status == 0 and not err, err
