@@ -3,6 +3,7 @@
 Nothing here imports PyTorch, which takes seconds.
 """
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -126,8 +127,10 @@ def run_main(main):
     """Calls a script's main function and returns the exit status.
 
     An error that a user can mend ends in one line, a defect of ours in a
-    traceback.
+    traceback.  Letters that the output's encoding lacks are escaped.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is none
+        sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does
     try:
         main()
         sys.stdout.flush()
