@@ -131,6 +131,10 @@ def run_main(main):
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is none
         sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does
+    # Scripts draw into files alone.  A notebook's backend, which its commands
+    # inherit, may not be installed for them; inside a notebook it is.
+    if 'ipykernel' not in sys.modules:
+        os.environ['MPLBACKEND'] = 'agg'
     try:
         main()
         sys.stdout.flush()

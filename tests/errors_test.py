@@ -1,4 +1,4 @@
-"""errors.py: what a script says where the output has not all letters."""
+"""errors.py: scripts in a terminal, or a notebook's, that lacks something."""
 import contextlib
 import io
 
@@ -7,6 +7,7 @@ import numpy as np
 
 from headpose.errors import run_main
 from tests.conftest import run_script
+from tests.helpers import evaluation_options, run_options
 
 NAME = '顔'  # which Windows' cp1252 has not
 SAID = r'\u9854'
@@ -40,3 +41,17 @@ def test_a_notebooks_output_is_no_file():
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert run_main(lambda: print(NAME)) == 0
     assert out.getvalue() == f'{NAME}\n'
+
+
+def test_a_plotting_backend_that_is_not_there(tmp_path, sample, snapshot):
+    """As a notebook, or an old profile, hands it on to commands."""
+    for script, options, backend in (
+            ('train_shufflenet.py', run_options(sample, tmp_path,
+                                                '--num_epochs', 1),
+             'module://matplotlib_inline.backend_inline'),
+            ('test_shufflenet.py', evaluation_options(
+                sample, snapshot, '--report', tmp_path / 'report'),
+             'Qt4Agg')):
+        done = run_script(script, *options, MPLBACKEND=backend)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+    assert (tmp_path / 'net_curves.png').is_file()
