@@ -1,10 +1,14 @@
 """inputs.py, by demo.py's command line: folders, names, addresses."""
 import os
+import unicodedata
 
 import cv2
 import pytest
 
 import demo
+from headpose.errors import printable
+from headpose.inference.inputs import find_inputs
+from headpose.inference.output import OutputPaths, PoseTable
 from tests.conftest import rows
 
 
@@ -16,7 +20,8 @@ def run(run):
 
 def test_subfolders_are_searched_if_asked(run, snapshot, pictures, tmp_path):
     image = cv2.imread(str(pictures / '2.png'))
-    for place in 'sub', '__MACOSX':
+    for place in ('sub', '__MACOSX', '@eaDir', '.ipynb_checkpoints',
+                  '.trash'):
         (pictures / place).mkdir()
         cv2.imwrite(str(pictures / place / '2.png'), image)
     (pictures / 'sub' / '._2.png').write_bytes(b'of macOS')
@@ -54,3 +59,42 @@ def test_names_of_any_bytes(run, snapshot, pictures, tmp_path, name):
         assert row['drawn'] == drawn.name
     else:
         assert row['drawn'] == 'f\\xfcr.jpg'
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('form, other', [('NFC', 'NFD'), ('NFD', 'NFC')])
+def test_accents_may_be_composed_or_not(tmp_path, form, other):
+    """macOS and Linux spell them in different ways."""
+    def spelled(form, name):
+        return unicodedata.normalize(form, name)
+    folder = tmp_path / spelled(other, 'José')  # and a mixture of both
+    folder.mkdir()
+    path = folder / spelled(form, 'Zoë.png')
+    path.touch()
+    for given in form, other:
+        name = os.path.join(tmp_path, spelled(given, 'José/Zoë.png'))
+        assert find_inputs([name]) == ([(str(path), '')], [])
+    assert find_inputs([str(folder / 'none.png')])[0] == []
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize('address, said, stem', [
+    ('rtsp://me:secret@host/live', 'rtsp://me:***@host/live', 'live'),
+    ('rtsp://me:s@cret@host', 'rtsp://me:***@host', 'me_____host'),
+    ('http://host:80/a@b.mp4', 'http://host:80/a@b.mp4', 'a_b'),
+    ('http://me@host/b.mp4', 'http://me@host/b.mp4', 'b')])
+def test_a_password_stands_nowhere(tmp_path, address, said, stem):
+    assert printable(address) == said
+    table = PoseTable(str(tmp_path / 'poses.csv'))
+    with table.drawn(str(tmp_path / 'x.mp4')):
+        table.add(address, 0, [])
+    assert table.rows[0]['file'] == said
+    paths = OutputPaths(str(tmp_path), [(address, '')], 'poses.csv')
+    assert paths.stems == [str(tmp_path / stem)]
+
+
+def test_a_password_is_not_in_a_message(run, tmp_path):
+    status, out, err = run('rtsp://me:secret@127.0.0.1:9/live', '--output',
+                           tmp_path)
+    assert status == 1 and 'me:***@127' in err
+    assert 'secret' not in out + err

@@ -8,7 +8,7 @@ import re
 import cv2
 import numpy as np
 
-from headpose.errors import InputError
+from headpose.errors import InputError, without_password
 from headpose.files import atomic, printable
 from headpose.geometry.draw import draw_pose
 from headpose.geometry.pose import AXES
@@ -55,7 +55,8 @@ class PoseTable:
             frame, seconds: number and time of the picture in the file.
             heads: list of `estimator.Head`.
         """
-        common = {**dict.fromkeys(self.fields), 'file': as_utf8(file),
+        common = {**dict.fromkeys(self.fields), 'file': as_utf8(
+                      without_password(file)),
                   'drawn': as_utf8(self.target), 'frame': frame,
                   'seconds': rounded(seconds, 3)}
         for face, head in enumerate(heads):
@@ -139,7 +140,8 @@ def stem_of(source):
     if is_camera(source):
         return 'camera' + ''.join(re.findall(r'\d+', source))
     if is_live(source):
-        source = re.sub(r'[^\w./-]', '_', source.split('?')[0].rstrip('/'))
+        address = without_password(source).split('?')[0].rstrip('/')
+        source = re.sub(r'[^\w./-]', '_', address)
     stem = os.path.splitext(os.path.basename(source))[0]
     if len(os.fsencode(stem)) > LONGEST_NAME:
         stem = os.fsencode(stem)[:LONGEST_NAME].decode('utf-8', 'ignore')
