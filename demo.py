@@ -88,6 +88,8 @@ def parse_demo(argv=None):
     add('--smooth', type=number(float, 0, 0.99), default=0.0,
         metavar='WEIGHT', help='video: steady the rotations by this weight of '
         'the frames before; default: 0')
+    add('--fps', type=number(float, 1e-3, 1e5), metavar='RATE',
+        help='frame rate of films that have none, as raw H.264; default: 25')
     add('--no_window', action='store_true',
         help='camera: write video only; the window is closed by q')
     return parser.parse_args(argv)
@@ -149,7 +151,8 @@ def main(argv=None):
             pipeline = Pipeline(
                 Estimator(network, detector, flip=options.flip), table,
                 tqdm, cube=options.cube, smooth=options.smooth,
-                window=not options.no_window, received=received)
+                fps=options.fps, window=not options.no_window,
+                received=received)
             try:
                 bad += pipeline.draw_all(found, paths.stems)
             finally:  # what is done before a signal counts

@@ -557,3 +557,22 @@ def test_a_film_is_whole_where_its_sound_or_last_picture_lasts(call,
         status, _, err = call(write_clip(tmp_path / name, times, sound=sound),
                               '--overwrite')
         assert status == 0 and not err, err
+
+
+@pytest.mark.parametrize('ending, codec', [('h264', 'libx264'),
+                                           ('mjpeg', 'mjpeg')])
+def test_a_raw_stream_has_the_rate_that_is_given(call, tmp_path, ending,
+                                                 codec):
+    """As a Raspberry Pi's camera leaves it."""
+    source = write_clip(tmp_path / f'x.{ending}', [n / 25 for n in range(11)],
+                        codec=codec)
+    status, out, err = call(source)
+    assert status == 0, err
+    assert f'{source}: has no frame rate: 25 is taken (--fps)' in out
+    status, out, err = call(source, '--fps', '12.5', '--overwrite')
+    assert status == 0 and '--fps' not in out, err
+    assert float(rows(tmp_path / 'out')[-1]['seconds']) == pytest.approx(0.8)
+    timed = write_clip(tmp_path / 'y.mp4', [0, 0.04, 0.08])
+    status, out, err = call(timed, '--fps', '12.5', '--overwrite')
+    assert status == 0 and '--fps' not in out, err
+    assert float(rows(tmp_path / 'out')[-1]['seconds']) == 0.08

@@ -24,6 +24,7 @@ class Pipeline:
     progress: Callable   # tqdm, or alike: counts steps, writes lines
     cube: bool = False   # draw cubes, not axes
     smooth: float = 0.0  # weight of a video's earlier frames, see `Tracker`
+    fps: float = None    # frame rate of films that have none
     window: bool = False  # show a camera's frames
     received: Sequence[int] = ()  # signals received; the first ends the run
 
@@ -50,7 +51,7 @@ class Pipeline:
 
     def draw(self, source, stem):
         """Draws the heads in a picture, a video or a camera's frames."""
-        moving = open_moving(source)
+        moving = open_moving(source, self.fps)
         if moving:
             self.draw_moving(source, stem, moving)
         else:

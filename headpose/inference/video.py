@@ -45,17 +45,22 @@ def is_live(source):
     return is_camera(source) or source.startswith(URLS)
 
 
-def open_moving(source):
-    """Returns the `Moving` of an input, or None of a still picture."""
+def open_moving(source, fps=None):
+    """Returns the `Moving` of an input, or None of a still picture.
+
+    `fps` is the frame rate of a film that has none.
+    """
     if is_camera(source):
         return Camera(source)
     if not is_live(source):
         if not os.path.exists(source):
             raise InputError(f'{printable(source)}: no such file')
-        picture, is_picture = open_animation(source)
-        if is_picture:
-            return picture and Animation(source, picture)
-    return Film(source)
+        # Of many JPEGs, one behind the other, Pillow would read the first.
+        if not source.lower().endswith(('.mjpeg', '.mjpg')):
+            picture, is_picture = open_animation(source)
+            if is_picture:
+                return picture and Animation(source, picture)
+    return Film(source, fps)
 
 
 def check_av(path):
@@ -114,18 +119,22 @@ class Camera(Moving):
 
 
 class Film(Moving):
-    """A video file by its path, or a stream by an address of `URLS`."""
+    """A video file by its path, or a stream by an address of `URLS`.
 
-    def __init__(self, source):
+    `fps` is the frame rate of one that has none, as a raw stream of H.264.
+    """
+
+    def __init__(self, source, fps=None):
         check_av(source)
         self.source = source
         self.sound_packets = []
         try:
-            rtsp = source.startswith('rtsp')
+            options = {'framerate': str(fps)} if fps else {}
+            if source.startswith('rtsp'):
+                options['rtsp_transport'] = 'tcp'
             self.container = av.open(
                 source if source.startswith(URLS) else f'file:{source}',
-                timeout=TIMEOUT,
-                options={'rtsp_transport': 'tcp'} if rtsp else {})
+                timeout=TIMEOUT, options=options)
             self.video = self.video_stream()
         except (OSError, ValueError, av.FFmpegError) as error:
             raise InputError(f'{printable(source)}: cannot be read as a '
@@ -142,8 +151,12 @@ class Film(Moving):
         self.offset = 0.0
         # FFmpeg makes times up where a format has none, as the JPEGs of a
         # network camera; a stored film, whose size is known, comes at once.
+        has_times = not self.container.format.flags & NO_TIMES
         self.is_untimed = (source.startswith(URLS) and self.container.size < 0
-                           and self.container.format.flags & NO_TIMES)
+                           and not has_times)
+        if not (has_times or self.is_untimed or fps):
+            self.notice = (f'{printable(source)}: has no frame rate: '
+                           f'{self.rate:g} is taken (--fps)')
         self.clock = None  # its start, at the first frame
         # Threads hold frames back.
         self.video.thread_type = 'SLICE' if self.is_untimed else 'AUTO'
