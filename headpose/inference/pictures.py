@@ -12,7 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from headpose.errors import InputError
 from headpose.files import atomic, read_bytes
-from headpose.readers.images import MAX_FILE, decode, image_faults
+from headpose.readers.images import (MAX_FILE, PNG, decode,
+                                     image_faults)
 
 try:  # optional: it reads the HEIC pictures of telephones
     import pillow_heif
@@ -85,7 +86,13 @@ def decode_picture(name, data):
                 ) from None
         if picture.format in ('JPEG', 'MPO'):
             check_jpeg(data)
-        return bgr(ImageOps.exif_transpose(picture))
+        return bgr(ImageOps.exif_transpose(picture), significant_bits(data))
+
+
+def significant_bits(data):
+    """Returns the bits that a PNG's chunk sBIT names for grey, or 0."""
+    _, chunk, value = data.partition(b'IDAT')[0].partition(b'sBIT')
+    return value[0] if chunk and data.startswith(PNG) else 0
 
 
 def check_jpeg(data):
@@ -100,14 +107,15 @@ def check_jpeg(data):
             raise
 
 
-def bgr(picture):
+def bgr(picture, significant=0):
     """Returns a Pillow image's pixels (H, W, 3), BGR, 8 bits.
 
+    `significant` bits of grey are those that the file names, 0 for unknown.
     More bits are scaled, not cut off; transparent pixels are laid on grey.
     """
     if picture.mode.startswith(('I', 'F')):  # 16 and 32 bits, floats
-        return cv2.cvtColor(eight_bits(np.asarray(picture, float)),
-                            cv2.COLOR_GRAY2BGR)
+        return cv2.cvtColor(eight_bits(np.asarray(picture, float),
+                                       significant), cv2.COLOR_GRAY2BGR)
     if picture.has_transparency_data:
         picture = picture.convert('RGBA')
         below = Image.new('RGBA', picture.size, (GREY, GREY, GREY, 255))
@@ -116,12 +124,14 @@ def bgr(picture):
                         cv2.COLOR_RGB2BGR)
 
 
-def eight_bits(pixels):
+def eight_bits(pixels, significant):
     """Scales numbers (H, W) to uint8, from the least range that has them."""
     if not np.isfinite(pixels).all():
         raise ValueError('a pixel is not finite')
     # Infrared and depth cameras store 10, 12 or 14 bits in 16.
-    top = next((top for top in (1, *(2 ** bits - 1 for bits in BITS))
+    # Values beyond a PNG's own bits are scaled to 16, as its standard has it.
+    ranges = significant or 1, *BITS
+    top = next((top for top in (2 ** bits - 1 for bits in ranges)
                 if pixels.max() <= top), pixels.max())
     return np.rint(pixels.clip(0) * (255 / top)).astype(np.uint8)
 
