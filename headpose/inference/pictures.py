@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from headpose.errors import InputError
-from headpose.files import atomic, read_bytes
+from headpose.files import atomic, printable, read_bytes
 from headpose.readers.images import (MAX_FILE, PNG, decode,
                                      image_faults)
 
@@ -28,6 +28,7 @@ PICTURES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff',
 ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # Pillow's names of formats whose
 # pictures follow in time; those of TIFF are pages, of MPO views.
 BITS = 8, 10, 12, 14, 16, 32  # of a pixel's number, in the cameras' formats
+MOST = 2 ** 16 - 1  # of a number of 16 bits
 GREY = 128  # behind transparent pixels
 
 
@@ -49,12 +50,13 @@ def open_animation(path):
     return None, True
 
 
-def read_picture(source):
+def read_picture(source, say=None):
     """Returns the BGR pixels (H, W, 3) of a picture, upright.
 
     Args:
         source: path, binary file, Pillow image, or RGB array, uint8
             (H, W, 3).
+        say: is called with a line for the user, where there is one.
 
     Raises:
         UserError: the picture cannot be read; the message names it.
@@ -65,17 +67,17 @@ def read_picture(source):
                              f'{source.dtype} {source.shape}')
         return np.ascontiguousarray(source[..., ::-1])
     if isinstance(source, (str, os.PathLike)):
-        return decode_picture(source, read_bytes(source, MAX_FILE))
+        return decode_picture(source, read_bytes(source, MAX_FILE), say)
     name = str(getattr(source, 'filename', None)  # Pillow's
                or getattr(source, 'name', None) or 'the picture')
     with image_faults(name):
         if isinstance(source, Image.Image):
             return bgr(ImageOps.exif_transpose(source))
         data = source.read()
-    return decode_picture(name, data)
+    return decode_picture(name, data, say)
 
 
-def decode_picture(name, data):
+def decode_picture(name, data, say=None):
     """Returns the BGR pixels of a file's bytes; see `read_picture`."""
     with image_faults(name):
         try:
@@ -86,7 +88,13 @@ def decode_picture(name, data):
                 ) from None
         if picture.format in ('JPEG', 'MPO'):
             check_jpeg(data)
-        return bgr(ImageOps.exif_transpose(picture), significant_bits(data))
+        bits = significant_bits(data)
+        if say and picture.mode.startswith('I;16'):
+            pixels = np.asarray(picture)
+            if (top := range_of(pixels, bits)) < MOST:
+                say(f'{printable(name)}: 16-bit values up to '
+                    f'{pixels.max():,}: read as {top.bit_length()} bits')
+        return bgr(ImageOps.exif_transpose(picture), bits)
 
 
 def significant_bits(data):
@@ -128,12 +136,17 @@ def eight_bits(pixels, significant):
     """Scales numbers (H, W) to uint8, from the least range that has them."""
     if not np.isfinite(pixels).all():
         raise ValueError('a pixel is not finite')
+    return np.rint(pixels.clip(0) * (255 / range_of(pixels, significant))
+                   ).astype(np.uint8)
+
+
+def range_of(pixels, significant=0):
+    """Returns the largest value that pixels of so many bits may have."""
     # Infrared and depth cameras store 10, 12 or 14 bits in 16.
     # Values beyond a PNG's own bits are scaled to 16, as its standard has it.
     ranges = significant or 1, *BITS
-    top = next((top for top in (2 ** bits - 1 for bits in ranges)
-                if pixels.max() <= top), pixels.max())
-    return np.rint(pixels.clip(0) * (255 / top)).astype(np.uint8)
+    return next((top for top in (2 ** bits - 1 for bits in ranges)
+                 if pixels.max() <= top), pixels.max())
 
 
 def write_jpeg(path, image):

@@ -55,7 +55,8 @@ class Pipeline:
         if moving:
             self.draw_moving(source, stem, moving)
         else:
-            self.draw_still(source, stem, read_picture(source))
+            self.draw_still(source, stem, read_picture(
+                source, self.progress.write))
 
     def draw_still(self, source, stem, image):
         """Draws the heads in a picture; see `draw`."""
