@@ -16,7 +16,7 @@ from PIL import Image
 
 import demo
 from headpose.geometry.pose import rotation_matrix
-from headpose.inference import detector, pipeline, video
+from headpose.inference import detector, pictures, pipeline, video
 from headpose.inference.output import FIELDS
 from headpose.inference.video import Film, Recorder
 from tests.conftest import rows
@@ -576,3 +576,32 @@ def test_a_raw_stream_has_the_rate_that_is_given(call, tmp_path, ending,
     status, out, err = call(timed, '--fps', '12.5', '--overwrite')
     assert status == 0 and '--fps' not in out, err
     assert float(rows(tmp_path / 'out')[-1]['seconds']) == 0.08
+
+
+def test_a_pictures_address_is_a_picture(call, tmp_path, serve, monkeypatch):
+    """Also where it is redirected or has a query; damage is named."""
+    def answer(handler):
+        if handler.path == '/moved':
+            handler.send_response(302)
+            handler.send_header('Location', '/photo.jpg?size=2')
+            handler.end_headers()
+            return
+        asked.append(handler.headers['Authorization'])
+        send_head(handler, Content_Type='image/jpeg')
+        handler.wfile.write(data[:-500] if 'half' in handler.path else data)
+    image = np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8)
+    data = cv2.imencode('.jpg', image)[1].tobytes()
+    asked, address = [], serve(answer)
+    status, _, err = call(f'{address}/photo.jpg?size=2', f'{address}/moved')
+    assert status == 0, err
+    assert [row['drawn'] for row in rows(tmp_path / 'out')] == ['photo.jpg',
+                                                                'moved.jpg']
+    status, out, err = call(f'{address}/x.jpg'.replace('//', '//me:s%2Fx@'),
+                            '--overwrite')
+    assert status == 0 and 's%2Fx' not in out + err
+    assert asked[-1] == 'Basic bWU6cy94'  # me:s/x in base64
+    status, _, err = call(f'{address}/half.jpg', '--overwrite')
+    assert status == 1 and 'half.jpg: cannot be read as an image' in err
+    monkeypatch.setattr(pictures, 'MAX_FILE', len(data) - 1)
+    status, _, err = call(f'{address}/photo.jpg', '--overwrite')
+    assert status == 1 and 'photo.jpg: has more than ' in err

@@ -3,8 +3,12 @@
 A picture is a uint8 array (H, W, 3), BGR, upright.  Python opens the files:
 OpenCV crashes on names that are not UTF-8.
 """
+import base64
+import http.client
 import io
 import os
+import urllib.parse
+import urllib.request
 
 import cv2
 import numpy as np
@@ -27,6 +31,8 @@ PICTURES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff',
             '.gif', '.jp2', '.avif', '.heic', '.heif')
 ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # Pillow's names of formats whose
 # pictures follow in time; those of TIFF are pages, of MPO views.
+WEB = 'http://', 'https://'  # how a picture's address begins
+TIMEOUT = 10  # seconds without a byte, after which an address is given up
 BITS = 8, 10, 12, 14, 16, 32  # of a pixel's number, in the cameras' formats
 MOST = 2 ** 16 - 1  # of a number of 16 bits
 GREY = 128  # behind transparent pixels
@@ -54,8 +60,8 @@ def read_picture(source, say=None):
     """Returns the BGR pixels (H, W, 3) of a picture, upright.
 
     Args:
-        source: path, binary file, Pillow image, or RGB array, uint8
-            (H, W, 3).
+        source: path, address (http, https), binary file, Pillow image, or
+            RGB array, uint8 (H, W, 3).
         say: is called with a line for the user, where there is one.
 
     Raises:
@@ -66,6 +72,8 @@ def read_picture(source, say=None):
             raise InputError('the picture is not a uint8 array (H, W, 3), but '
                              f'{source.dtype} {source.shape}')
         return np.ascontiguousarray(source[..., ::-1])
+    if str(source).startswith(WEB):
+        return decode_picture(source, download(source), say)
     if isinstance(source, (str, os.PathLike)):
         return decode_picture(source, read_bytes(source, MAX_FILE), say)
     name = str(getattr(source, 'filename', None)  # Pillow's
@@ -75,6 +83,28 @@ def read_picture(source, say=None):
             return bgr(ImageOps.exif_transpose(source))
         data = source.read()
     return decode_picture(name, data, say)
+
+
+def download(address):
+    """Returns the bytes of a picture at an address; raises InputError."""
+    # urllib takes a name and a password for a part of the host.
+    parts = urllib.parse.urlsplit(address)
+    login, _, host = parts.netloc.rpartition('@')
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    if login:
+        login = urllib.parse.unquote_to_bytes(login)
+        request.add_unredirected_header(
+            'Authorization', f'Basic {base64.b64encode(login).decode()}')
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            data = answer.read(MAX_FILE + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise InputError(f'{printable(address)}: cannot be read '
+                         f'({error})') from None
+    if len(data) > MAX_FILE:
+        raise InputError(f'{printable(address)}: has more than '
+                         f'{MAX_FILE:,} bytes')
+    return data
 
 
 def decode_picture(name, data, say=None):

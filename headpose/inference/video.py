@@ -15,7 +15,7 @@ from PIL import ImageSequence
 
 from headpose.errors import InputError
 from headpose.files import atomic, printable
-from headpose.inference.pictures import bgr, open_animation
+from headpose.inference.pictures import TIMEOUT, WEB, bgr, open_animation
 from headpose.readers.images import image_faults
 
 try:  # optional: for films and what is written of them
@@ -23,9 +23,9 @@ try:  # optional: for films and what is written of them
 except ImportError:
     av = None
 
-URLS = ('http://', 'https://', 'rtsp://', 'rtsps://', 'rtmp://')
+URLS = (*WEB, 'rtsp://', 'rtsps://', 'rtmp://')
 USUAL_RATE = 25  # frames a second, of a video that names no rate
-TIMEOUT = 10  # seconds without a byte after which a stream has ended
+STILLS = '_pipe', 'image2'  # endings of FFmpeg's names of pictures' formats
 JUMP = 0.1  # seconds by which a clock falls back where a piece begins
 # FFmpeg's AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT.
 NO_TIMES, RESTARTS = 0x80, 0x200
@@ -60,7 +60,10 @@ def open_moving(source, fps=None):
             picture, is_picture = open_animation(source)
             if is_picture:
                 return picture and Animation(source, picture)
-    return Film(source, fps)
+    try:
+        return Film(source, fps)
+    except StillError:
+        return None
 
 
 def check_av(path):
@@ -118,6 +121,10 @@ class Camera(Moving):
             yield read[1], time.monotonic() - start
 
 
+class StillError(Exception):
+    """What is at an address is a still picture."""
+
+
 class Film(Moving):
     """A video file by its path, or a stream by an address of `URLS`.
 
@@ -135,6 +142,9 @@ class Film(Moving):
             self.container = av.open(
                 source if source.startswith(URLS) else f'file:{source}',
                 timeout=TIMEOUT, options=options)
+            if (source.startswith(WEB)
+                    and self.container.format.name.endswith(STILLS)):
+                raise StillError
             self.video = self.video_stream()
         except (OSError, ValueError, av.FFmpegError) as error:
             raise InputError(f'{printable(source)}: cannot be read as a '
@@ -165,7 +175,7 @@ class Film(Moving):
         """Returns the video's stream; raises ValueError without one."""
         # FFmpeg reads text as a terminal's pictures, and stills as video.
         name = self.container.format.name
-        if name != 'tty' and not name.endswith(('_pipe', 'image2')):
+        if name != 'tty' and not name.endswith(STILLS):
             for stream in self.container.streams.video:
                 if not stream.disposition & stream.disposition.attached_pic:
                     return stream
