@@ -26,6 +26,7 @@ from headpose.readers.images import read_image
 WEAK = 0.25  # of the augmentation is left at the end of a run
 VALIDATION_SHARE = 0.1  # of all images; with whole groups it is at least that
 LEAST_SHARE, MOST_SHARE = 0.05, 0.2  # beyond these a split is far from 9:1
+PREFETCHED = 2  # batches of a DataLoader's worker, PyTorch's default
 ORDER, AUGMENTATION = 0, 1  # independent streams of random numbers
 
 
@@ -327,6 +328,18 @@ def make_loader(dataset, batch_sampler, num_workers=0, device='cpu'):
                       worker_init_fn=start_worker, collate_fn=collate)
 
 
+def check_shared_memory(num_workers, batch_size, image_size):
+    """Says where /dev/shm cannot hold the batches that workers prepare."""
+    needed = num_workers * PREFETCHED * batch_size * image_size ** 2 * 3
+    if hasattr(os, 'statvfs') and os.path.isdir('/dev/shm'):  # of Linux
+        status = os.statvfs('/dev/shm')
+        free = status.f_bavail * status.f_frsize
+        if free < needed:
+            print(f'/dev/shm has {free / 1e6:.0f} MB free, and the batches '
+                  f'of --workers need {needed / 1e6:.0f}: fewer --workers, '
+                  'or, in Docker, --shm-size 2g')
+
+
 def collate(items):
     """Makes a batch of `PoseDataset`'s items.
 
@@ -381,6 +394,8 @@ def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
     by_epoch = augmentation and [
         augmentation.weakened(WEAK) if epoch >= num_epochs * (1 - weak_end)
         else augmentation for epoch in range(num_epochs)]
+    if rank == 0:
+        check_shared_memory(num_workers, batch_size, max(sizes))
     sides = ((PoseDataset(annotations, sizes, by_epoch, seed,
                           textures=training), training, True),
              (PoseDataset(annotations, image_sizes[-1]), validation, False))
@@ -397,6 +412,8 @@ def evaluation_loader(annotations, *, batch_size=32, image_size=224,
 
     Args: see `training_loaders` and `PoseDataset`.
     """
+    if rank == 0:
+        check_shared_memory(num_workers, batch_size, image_size)
     items = PoseDataset(annotations, image_size, protocol=protocol)
     sampler = EpochBatchSampler(range(len(items)), batch_size, rank=rank,
                                 world_size=world_size)

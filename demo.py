@@ -101,6 +101,8 @@ def parse_demo(argv=None):
     add('--every_frame', action='store_true',
         help='video: look for faces everywhere in each frame; by default '
         'they are followed, and searched for once a second')
+    add('--fps', type=number(float, 1e-3, 1e5), metavar='RATE',
+        help='frame rate of films that have none, as raw H.264; default: 25')
     add('--no_window', action='store_true',
         help='camera: write video only; the window is closed by q')
     return parser.parse_args(argv)
@@ -162,7 +164,7 @@ def main(argv=None):
             pipeline = Pipeline(
                 Estimator(network, detector, flip=options.flip), table,
                 tqdm, cube=options.cube, smooth=options.smooth,
-                every_frame=options.every_frame,
+                every_frame=options.every_frame, fps=options.fps,
                 window=not options.no_window, received=received)
             bad += pipeline.draw_all(found, paths.stems)
     if bad:

@@ -3,7 +3,9 @@
 Nothing here imports PyTorch, which takes seconds.
 """
 import contextlib
+import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -51,9 +53,17 @@ class Interrupted(RunError):
         self.status = 128 + number  # as a shell has it
 
 
+def without_password(address):
+    """Returns an address with *** for its password; other text unchanged."""
+    return re.sub(r'^(\w+://[^/:]*):[^/]*@', r'\1:***@', address)
+
+
 def printable(path):
-    """Returns a path as one printable line; names on a disk are any bytes."""
-    path = os.fspath(path)
+    """Returns a path as one printable line; names on a disk are any bytes.
+
+    An address comes without its password.
+    """
+    path = without_password(os.fspath(path))
     return path if path.isprintable() else repr(path)[1:-1]
 
 
@@ -115,8 +125,9 @@ def explain(error):
     if kind.__module__.startswith(('torch._dynamo', 'torch._inductor')):
         return f'--compile: PyTorch cannot compile here ({line})'
     if 'DataLoader worker' in text:
-        return (f'a process that loads images ended ({line}): out of memory? '
-                'Try fewer --workers')
+        return (f'a process that loads images ended ({line}): out of memory, '
+                'or of shared memory? Try fewer --workers; in Docker, '
+                '--shm-size 2g')
     if kind.__name__.startswith('Dist') or 'gloo' in text:
         return 'another process of this run ended or cannot be reached'
     return None
@@ -126,8 +137,14 @@ def run_main(main):
     """Calls a script's main function and returns the exit status.
 
     An error that a user can mend ends in one line, a defect of ours in a
-    traceback.
+    traceback.  Letters that the output's encoding lacks are escaped.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is none
+        sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does
+    # Scripts draw into files alone.  A notebook's backend, which its commands
+    # inherit, may not be installed for them; inside a notebook it is.
+    if 'ipykernel' not in sys.modules:
+        os.environ['MPLBACKEND'] = 'agg'
     try:
         main()
         sys.stdout.flush()

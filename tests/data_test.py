@@ -28,6 +28,7 @@ from headpose.readers.lists import (Annotations, photograph, read_annotations,
 from headpose.readers.mat import face_box, read_mat
 from headpose.readers.pool import map_files
 from tests.draws import drawn
+from tests.helpers import loaders
 from tools import original, sample_data
 
 pytestmark = pytest.mark.quick
@@ -1011,3 +1012,18 @@ def test_lists(tmp_path):
         read_list(empty)
     with pytest.raises(DataError, match='no such data folder'):
         datasets.read_annotations(tmp_path / 'nowhere', empty)
+
+
+@pytest.mark.quick
+def test_a_shared_memory_too_small_for_the_loaders_is_said(
+        sample, monkeypatch, capsys):
+    """As Docker's 64 MB; PyTorch's processes end there with a bus error."""
+    def said(**more):
+        loaders(sample, **{'batch_size': 32, 'image_sizes': [224], **more})
+        return capsys.readouterr().out.count('--shm-size')
+    monkeypatch.setattr(os, 'statvfs', lambda _: os.statvfs_result(
+        (4096, 4096, 16384, 16384, 16384, 0, 0, 0, 0, 255)))
+    assert said(num_workers=8) == 1
+    assert said(num_workers=8, rank=1, world_size=2) == 0  # one says it
+    assert said(num_workers=8, batch_size=4) == 0
+    assert said(num_workers=0) == 0

@@ -236,6 +236,10 @@ def test_a_signal_after_seconds_ends_the_process_at_once():
 @pytest.mark.parametrize('name, text, told', [
     ('OutOfMemoryError', 'CUDA out of memory. Tried', '--accumulate 4'),
     ('RuntimeError', 'DataLoader worker (pid 7) is killed', '--workers'),
+    ('RuntimeError', 'DataLoader worker (pid 7) is killed by signal: Bus '
+     'error. It is possible that', 'shared memory'),
+    ('RuntimeError', 'Caught RuntimeError in DataLoader worker process 0.\n'
+     'RuntimeError: unable to write to file </torch_7>: No space', 'shm-size'),
     ('DistBackendError', 'NCCL', 'another process of this run'),
     ('RuntimeError', 'mat1 and mat2', None)])
 def test_errors_of_pytorch_that_a_user_can_mend(name, text, told, capsys):

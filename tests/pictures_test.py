@@ -1,5 +1,7 @@
 """pictures.py: formats, damage, sixteen bits, transparency, orientation."""
 import os
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -184,3 +186,28 @@ def test_infrared_cameras_fill_only_a_part_of_16_bits(tmp_path, top):
     expected = np.tile(np.linspace(0, 255, 60), (40, 1))
     np.testing.assert_allclose(read(tmp_path / 'x.png')[..., 0], expected,
                                atol=1)
+
+
+def test_the_significant_bits_of_a_png_are_its_range(tmp_path):
+    """A dark picture of a 12-bit camera stays dark."""
+    ramp = np.tile(np.linspace(0, 900, 60).astype(np.uint16), (40, 1))
+    path = tmp_path / 'x.png'
+    cv2.imwrite(str(path), ramp)
+    data = path.read_bytes()
+    chunk = b'sBIT' + bytes([12])
+    path.write_bytes(data[:33] + struct.pack('>I', 1) + chunk
+                     + struct.pack('>I', zlib.crc32(chunk)) + data[33:])
+    expected = np.tile(np.linspace(0, 900 / 4095 * 255, 60), (40, 1))
+    np.testing.assert_allclose(read(path)[..., 0], expected, atol=1)
+
+
+def test_the_range_that_was_taken_is_said(tmp_path):
+    for top, bits in ((1023, '10 bits'), (65535, None)):
+        path, said = str(tmp_path / 'x.png'), []
+        cv2.imwrite(path, np.full((9, 9), top, np.uint16))
+        read_picture(path, said.append)
+        assert said == ([f'{path}: 16-bit values up to {top:,}: read as '
+                         f'{bits}'] if bits else [])
+    cv2.imwrite(path, np.full((9, 9), 9, np.uint8))
+    read_picture(path, said.append)
+    assert not said

@@ -1,4 +1,5 @@
 """video.py and demo.py's way with it: what moves is read and written."""
+import contextlib
 import functools
 import http.server
 import os
@@ -15,7 +16,7 @@ from PIL import Image
 
 import demo
 from headpose.geometry.pose import rotation_matrix
-from headpose.inference import detector, pipeline, video
+from headpose.inference import detector, pictures, pipeline, video
 from headpose.inference.output import FIELDS
 from headpose.inference.video import Film, Recorder
 from tests.conftest import rows
@@ -53,13 +54,14 @@ def picture(number, shape=SIZE):
 
 
 def write_clip(path, times, shape=SIZE, codec='libx264', sound=None,
-               rate=25):
+               rate=25, faststart=False):
     """Writes pictures at given seconds; returns the path.
 
     Args:
         sound: codec of a second of noise beside them.
     """
-    with av.open(str(path), 'w') as container:
+    with av.open(str(path), 'w', options={
+            'movflags': 'faststart'} if faststart else {}) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = shape
         stream.pix_fmt = 'yuvj420p' if codec == 'mjpeg' else 'yuv420p'
@@ -472,3 +474,137 @@ def test_pieces_of_film_follow_each_other(call, tmp_path, sound):
             assert float(stream.duration * stream.time_base) == pytest.approx(
                 2, abs=0.15)
         assert len(container.streams) == (2 if sound else 1)
+
+
+# ----------------------------------------------------------------- addresses
+
+@pytest.fixture
+def serve():
+    """Starts HTTP servers of a function of a handler; returns the address."""
+    def start(answer):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                with contextlib.suppress(ConnectionError):
+                    answer(self)
+
+            def log_message(self, *_):
+                """Says nothing."""
+
+        server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f'http://127.0.0.1:{server.server_port}'
+    servers = []
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def send_head(handler, **headers):
+    """Sends an answer's status and headers."""
+    handler.send_response(200)
+    for name, value in headers.items():
+        handler.send_header(name.replace('_', '-'), value)
+    handler.end_headers()
+
+
+def test_pictures_over_http_have_the_clocks_times(call, tmp_path, serve):
+    """Network cameras send one JPEG after the other, without times."""
+    def answer(handler):
+        send_head(handler, Content_Type='multipart/x-mixed-replace; '
+                                        'boundary=x')
+        for number in range(9):
+            data = cv2.imencode('.jpg', picture(number))[1].tobytes()
+            handler.wfile.write(
+                b'--x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n'
+                b'\r\n%s\r\n' % (len(data), data))
+            time.sleep(pause)
+    pause = 0.3
+    status, out, err = call(f'{serve(answer)}/live')
+    assert status == 0 and '9 frames' in out, err
+    seconds = [float(row['seconds']) for row in rows(tmp_path / 'out')]
+    assert seconds[0] == 0
+    # FFmpeg looks at the first two before it gives them.
+    assert seconds[-1] == pytest.approx(8 * pause, abs=1.5 * pause)
+    np.testing.assert_allclose(
+        read_clip(tmp_path / 'out' / 'live.mp4')[1], seconds, atol=0.01)
+
+
+@pytest.mark.parametrize('ending', ['mp4', 'mkv', 'flv', 'avi'])
+def test_a_film_that_breaks_off_is_said(call, tmp_path, serve, ending):
+    """As a file, and at an address."""
+    def answer(handler):
+        send_head(handler, Content_Length=len(data))
+        handler.wfile.write(data[:len(data) // 2])
+    whole, half = tmp_path / f'whole.{ending}', tmp_path / f'half.{ending}'
+    write_clip(whole, [n / 25 for n in range(75)], (480, 640), faststart=True,
+               codec='mpeg4' if ending == 'avi' else 'libx264')
+    data = whole.read_bytes()
+    half.write_bytes(data[:len(data) // 2])
+    status, _, err = call(half, f'{serve(answer)}/away.{ending}', whole)
+    assert status == 1 and '2 inputs could not be used' in err
+    assert 'half.' in err and 'away.' in err and 'only ' in err
+    done = [row['drawn'] for row in rows(tmp_path / 'out')]
+    assert done.count('whole.mp4') == 75
+    assert done.count('half.mp4') < 50
+
+
+def test_a_film_is_whole_where_its_sound_or_last_picture_lasts(call,
+                                                               tmp_path):
+    for name, times, sound in (('sound.mkv', [0, 0.04], 'aac'),
+                               ('sound.mp4', [0, 0.04], 'aac'),
+                               ('pcm.mkv', [0, 0.04], 'pcm_s16le'),
+                               ('slow.mp4', [0, 5, 10], None),
+                               ('slow.mkv', [0, 5, 10], None)):
+        status, _, err = call(write_clip(tmp_path / name, times, sound=sound),
+                              '--overwrite')
+        assert status == 0 and not err, err
+
+
+@pytest.mark.parametrize('ending, codec', [('h264', 'libx264'),
+                                           ('mjpeg', 'mjpeg')])
+def test_a_raw_stream_has_the_rate_that_is_given(call, tmp_path, ending,
+                                                 codec):
+    """As a Raspberry Pi's camera leaves it."""
+    source = write_clip(tmp_path / f'x.{ending}', [n / 25 for n in range(11)],
+                        codec=codec)
+    status, out, err = call(source)
+    assert status == 0, err
+    assert f'{source}: has no frame rate: 25 is taken (--fps)' in out
+    status, out, err = call(source, '--fps', '12.5', '--overwrite')
+    assert status == 0 and '--fps' not in out, err
+    assert float(rows(tmp_path / 'out')[-1]['seconds']) == pytest.approx(0.8)
+    timed = write_clip(tmp_path / 'y.mp4', [0, 0.04, 0.08])
+    status, out, err = call(timed, '--fps', '12.5', '--overwrite')
+    assert status == 0 and '--fps' not in out, err
+    assert float(rows(tmp_path / 'out')[-1]['seconds']) == 0.08
+
+
+def test_a_pictures_address_is_a_picture(call, tmp_path, serve, monkeypatch):
+    """Also where it is redirected or has a query; damage is named."""
+    def answer(handler):
+        if handler.path == '/moved':
+            handler.send_response(302)
+            handler.send_header('Location', '/photo.jpg?size=2')
+            handler.end_headers()
+            return
+        asked.append(handler.headers['Authorization'])
+        send_head(handler, Content_Type='image/jpeg')
+        handler.wfile.write(data[:-500] if 'half' in handler.path else data)
+    image = np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8)
+    data = cv2.imencode('.jpg', image)[1].tobytes()
+    asked, address = [], serve(answer)
+    status, _, err = call(f'{address}/photo.jpg?size=2', f'{address}/moved')
+    assert status == 0, err
+    assert [row['drawn'] for row in rows(tmp_path / 'out')] == ['photo.jpg',
+                                                                'moved.jpg']
+    status, out, err = call(f'{address}/x.jpg'.replace('//', '//me:s%2Fx@'),
+                            '--overwrite')
+    assert status == 0 and 's%2Fx' not in out + err
+    assert asked[-1] == 'Basic bWU6cy94'  # me:s/x in base64
+    status, _, err = call(f'{address}/half.jpg', '--overwrite')
+    assert status == 1 and 'half.jpg: cannot be read as an image' in err
+    monkeypatch.setattr(pictures, 'MAX_FILE', len(data) - 1)
+    status, _, err = call(f'{address}/photo.jpg', '--overwrite')
+    assert status == 1 and 'photo.jpg: has more than ' in err

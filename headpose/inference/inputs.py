@@ -1,9 +1,13 @@
 """Finds the pictures and videos that the inputs of a command name."""
 import os
+import unicodedata
 
 from headpose.files import printable
 from headpose.inference.pictures import PICTURES
 from headpose.inference.video import is_live
+
+# Folders of the smaller pictures that Synology and macOS keep beside ours.
+THUMBNAILS = '@eaDir', '__MACOSX'
 
 
 def find_inputs(inputs, recursive=False, output=None):
@@ -14,7 +18,7 @@ def find_inputs(inputs, recursive=False, output=None):
         input that cannot be used.
     """
     found, bad = [], []
-    for entry in inputs:
+    for entry in map(on_disk, inputs):
         name = printable(entry)
         if os.path.isdir(entry):
             pictures = list(pictures_in(entry, recursive, output))
@@ -29,6 +33,17 @@ def find_inputs(inputs, recursive=False, output=None):
     return found, bad
 
 
+def on_disk(path):
+    """Returns a path as the disk spells it: accents composed (NFC) or not."""
+    folder, name = os.path.split(path)
+    if not name or is_live(path) or os.path.lexists(path):
+        return path
+    folder = on_disk(folder)
+    spellings = [os.path.join(folder, unicodedata.normalize(form, name))
+                 for form in ('NFC', 'NFD')]
+    return next(filter(os.path.lexists, spellings), path)
+
+
 def pictures_in(folder, recursive, output):
     """Yields (picture, its subfolder) of a folder; see `find_inputs`."""
     skipped = output and os.path.realpath(output)
@@ -39,5 +54,6 @@ def pictures_in(folder, recursive, output):
             if name.lower().endswith(PICTURES) and not name.startswith('._'):
                 yield os.path.join(place, name), below
         folders[:] = sorted(
-            name for name in folders if recursive and name != '__MACOSX'
+            name for name in folders if recursive
+            and not name.startswith('.') and name not in THUMBNAILS
             and os.path.realpath(os.path.join(place, name)) != skipped)

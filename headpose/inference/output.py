@@ -7,7 +7,7 @@ import re
 import cv2
 import numpy as np
 
-from headpose.errors import InputError, RunError
+from headpose.errors import InputError, RunError, without_password
 from headpose.files import locked, os_reason, printable
 from headpose.geometry.draw import draw_pose
 from headpose.geometry.pose import AXES
@@ -68,7 +68,8 @@ class PoseTable:
         """
         if drawn:
             drawn = as_utf8(os.path.relpath(drawn, os.path.dirname(self.path)))
-        common = {**dict.fromkeys(self.fields), 'file': as_utf8(file),
+        common = {**dict.fromkeys(self.fields), 'file': as_utf8(
+                      without_password(file)),
                   'drawn': drawn, 'frame': frame,
                   'seconds': rounded(seconds, 3)}
         rows = [{**common, 'face': face, **self.head_fields(head)}
@@ -157,7 +158,8 @@ def stem_of(source):
     if is_camera(source):
         return 'camera' + ''.join(re.findall(r'\d+', source))
     if is_live(source):
-        source = re.sub(r'[^\w./-]', '_', source.split('?')[0].rstrip('/'))
+        address = without_password(source).split('?')[0].rstrip('/')
+        source = re.sub(r'[^\w./-]', '_', address)
     stem = os.path.splitext(os.path.basename(source))[0]
     if len(os.fsencode(stem)) > LONGEST_NAME:
         stem = os.fsencode(stem)[:LONGEST_NAME].decode('utf-8', 'ignore')

@@ -3,16 +3,21 @@
 A picture is a uint8 array (H, W, 3), BGR, upright.  Python opens the files:
 OpenCV crashes on names that are not UTF-8.
 """
+import base64
+import http.client
 import io
 import os
+import urllib.parse
+import urllib.request
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from headpose.errors import InputError
-from headpose.files import atomic, read_bytes
-from headpose.readers.images import MAX_FILE, decode, image_faults
+from headpose.files import atomic, printable, read_bytes
+from headpose.readers.images import (MAX_FILE, PNG, decode,
+                                     image_faults)
 
 try:  # optional: it reads the HEIC pictures of telephones
     import pillow_heif
@@ -26,7 +31,10 @@ PICTURES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff',
             '.gif', '.jp2', '.avif', '.heic', '.heif')
 ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # Pillow's names of formats whose
 # pictures follow in time; those of TIFF are pages, of MPO views.
+WEB = 'http://', 'https://'  # how a picture's address begins
+TIMEOUT = 10  # seconds without a byte, after which an address is given up
 BITS = 8, 10, 12, 14, 16, 32  # of a pixel's number, in the cameras' formats
+MOST = 2 ** 16 - 1  # of a number of 16 bits
 GREY = 128  # behind transparent pixels
 
 
@@ -48,12 +56,13 @@ def open_animation(path):
     return None, True
 
 
-def read_picture(source):
+def read_picture(source, say=None):
     """Returns the BGR pixels (H, W, 3) of a picture, upright.
 
     Args:
-        source: path, binary file, Pillow image, or RGB array, uint8
-            (H, W, 3).
+        source: path, address (http, https), binary file, Pillow image, or
+            RGB array, uint8 (H, W, 3).
+        say: is called with a line for the user, where there is one.
 
     Raises:
         UserError: the picture cannot be read; the message names it.
@@ -63,18 +72,42 @@ def read_picture(source):
             raise InputError('the picture is not a uint8 array (H, W, 3), but '
                              f'{source.dtype} {source.shape}')
         return np.ascontiguousarray(source[..., ::-1])
+    if str(source).startswith(WEB):
+        return decode_picture(source, download(source), say)
     if isinstance(source, (str, os.PathLike)):
-        return decode_picture(source, read_bytes(source, MAX_FILE))
+        return decode_picture(source, read_bytes(source, MAX_FILE), say)
     name = str(getattr(source, 'filename', None)  # Pillow's
                or getattr(source, 'name', None) or 'the picture')
     with image_faults(name):
         if isinstance(source, Image.Image):
             return bgr(ImageOps.exif_transpose(source))
         data = source.read()
-    return decode_picture(name, data)
+    return decode_picture(name, data, say)
 
 
-def decode_picture(name, data):
+def download(address):
+    """Returns the bytes of a picture at an address; raises InputError."""
+    # urllib takes a name and a password for a part of the host.
+    parts = urllib.parse.urlsplit(address)
+    login, _, host = parts.netloc.rpartition('@')
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    if login:
+        login = urllib.parse.unquote_to_bytes(login)
+        request.add_unredirected_header(
+            'Authorization', f'Basic {base64.b64encode(login).decode()}')
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            data = answer.read(MAX_FILE + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise InputError(f'{printable(address)}: cannot be read '
+                         f'({error})') from None
+    if len(data) > MAX_FILE:
+        raise InputError(f'{printable(address)}: has more than '
+                         f'{MAX_FILE:,} bytes')
+    return data
+
+
+def decode_picture(name, data, say=None):
     """Returns the BGR pixels of a file's bytes; see `read_picture`."""
     with image_faults(name):
         try:
@@ -85,7 +118,19 @@ def decode_picture(name, data):
                 ) from None
         if picture.format in ('JPEG', 'MPO'):
             check_jpeg(data)
-        return bgr(ImageOps.exif_transpose(picture))
+        bits = significant_bits(data)
+        if say and picture.mode.startswith('I;16'):
+            pixels = np.asarray(picture)
+            if (top := range_of(pixels, bits)) < MOST:
+                say(f'{printable(name)}: 16-bit values up to '
+                    f'{pixels.max():,}: read as {top.bit_length()} bits')
+        return bgr(ImageOps.exif_transpose(picture), bits)
+
+
+def significant_bits(data):
+    """Returns the bits that a PNG's chunk sBIT names for grey, or 0."""
+    _, chunk, value = data.partition(b'IDAT')[0].partition(b'sBIT')
+    return value[0] if chunk and data.startswith(PNG) else 0
 
 
 def check_jpeg(data):
@@ -100,14 +145,15 @@ def check_jpeg(data):
             raise
 
 
-def bgr(picture):
+def bgr(picture, significant=0):
     """Returns a Pillow image's pixels (H, W, 3), BGR, 8 bits.
 
+    `significant` bits of grey are those that the file names, 0 for unknown.
     More bits are scaled, not cut off; transparent pixels are laid on grey.
     """
     if picture.mode.startswith(('I', 'F')):  # 16 and 32 bits, floats
-        return cv2.cvtColor(eight_bits(np.asarray(picture, float)),
-                            cv2.COLOR_GRAY2BGR)
+        return cv2.cvtColor(eight_bits(np.asarray(picture, float),
+                                       significant), cv2.COLOR_GRAY2BGR)
     if picture.has_transparency_data:
         picture = picture.convert('RGBA')
         below = Image.new('RGBA', picture.size, (GREY, GREY, GREY, 255))
@@ -116,14 +162,21 @@ def bgr(picture):
                         cv2.COLOR_RGB2BGR)
 
 
-def eight_bits(pixels):
+def eight_bits(pixels, significant):
     """Scales numbers (H, W) to uint8, from the least range that has them."""
     if not np.isfinite(pixels).all():
         raise ValueError('a pixel is not finite')
+    return np.rint(pixels.clip(0) * (255 / range_of(pixels, significant))
+                   ).astype(np.uint8)
+
+
+def range_of(pixels, significant=0):
+    """Returns the largest value that pixels of so many bits may have."""
     # Infrared and depth cameras store 10, 12 or 14 bits in 16.
-    top = next((top for top in (1, *(2 ** bits - 1 for bits in BITS))
-                if pixels.max() <= top), pixels.max())
-    return np.rint(pixels.clip(0) * (255 / top)).astype(np.uint8)
+    # Values beyond a PNG's own bits are scaled to 16, as its standard has it.
+    ranges = significant or 1, *BITS
+    return next((top for top in (2 ** bits - 1 for bits in ranges)
+                 if pixels.max() <= top), pixels.max())
 
 
 def write_jpeg(path, image):

@@ -34,6 +34,7 @@ class Pipeline:
     cube: bool = False   # draw cubes, not axes
     # See `Tracker`; None: 'auto' in a camera's window, else 0.
     smooth: float | str | None = None
+    fps: float | None = None  # frame rate of films that have none
     every_frame: bool = False  # look for faces everywhere in each frame
     window: bool = False  # show a camera's frames
     received: Sequence[int] = ()  # signals received; the first ends the run
@@ -42,7 +43,7 @@ class Pipeline:
         """Draws the heads in all inputs; returns messages of the failures.
 
         Args:
-            found: see `find_inputs`.
+            found: see `inputs.find_inputs`.
             stems: paths of the drawn files, without their endings.
         """
         bad = []
@@ -61,11 +62,12 @@ class Pipeline:
 
     def draw(self, source, stem):
         """Draws the heads in a picture, a video or a camera's frames."""
-        moving = open_moving(source)
+        moving = open_moving(source, self.fps)
         if moving:
             self.draw_moving(source, stem, moving)
         else:
-            self.draw_still(source, stem, read_picture(source))
+            self.draw_still(source, stem, read_picture(
+                source, self.progress.write))
 
     def draw_still(self, source, stem, image):
         """Draws the heads in a picture; see `draw`."""

@@ -16,7 +16,7 @@ from PIL import ImageSequence
 
 from headpose.errors import InputError
 from headpose.files import atomic, printable
-from headpose.inference.pictures import bgr, open_animation
+from headpose.inference.pictures import TIMEOUT, WEB, bgr, open_animation
 from headpose.readers.images import image_faults
 
 try:  # optional: for films and what is written of them
@@ -24,10 +24,13 @@ try:  # optional: for films and what is written of them
 except ImportError:
     av = None
 
-URLS = ('http://', 'https://', 'rtsp://', 'rtsps://', 'rtmp://')
+URLS = (*WEB, 'rtsp://', 'rtsps://', 'rtmp://')
 USUAL_RATE = 25  # frames a second, of a video that names no rate
-TIMEOUT = 10  # seconds without a byte after which a stream has ended
+STILLS = '_pipe', 'image2'  # endings of FFmpeg's names of pictures' formats
 JUMP = 0.1  # seconds by which a clock falls back where a piece begins
+# FFmpeg's AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT.
+NO_TIMES, RESTARTS = 0x80, 0x200
+MISSING = 0.5  # seconds without pictures at its end: a film is not whole
 CLOCK = 90_000  # ticks a second, of the times in a written video
 # Sound that browsers play in an MP4; other sound is left out.
 SOUND = ('aac', 'mp3', 'opus', 'flac', 'alac', 'ac3', 'eac3')
@@ -43,17 +46,25 @@ def is_live(source):
     return is_camera(source) or source.startswith(URLS)
 
 
-def open_moving(source):
-    """Returns the `Moving` of an input, or None of a still picture."""
+def open_moving(source, fps=None):
+    """Returns the `Moving` of an input, or None of a still picture.
+
+    `fps` is the frame rate of a film that has none.
+    """
     if is_camera(source):
         return Camera(source)
     if not is_live(source):
         if not os.path.exists(source):
             raise InputError(f'{printable(source)}: no such file')
-        picture, is_picture = open_animation(source)
-        if is_picture:
-            return picture and Animation(source, picture)
-    return Film(source)
+        # Of many JPEGs, one behind the other, Pillow would read the first.
+        if not source.lower().endswith(('.mjpeg', '.mjpg')):
+            picture, is_picture = open_animation(source)
+            if is_picture:
+                return picture and Animation(source, picture)
+    try:
+        return Film(source, fps)
+    except StillError:
+        return None
 
 
 def check_av(path):
@@ -140,25 +151,35 @@ class Camera(Moving):
         self.capture.release()
 
 
-class Film(Moving):
-    """A video file by its path, or a stream by an address of `URLS`."""
+class StillError(Exception):
+    """What is at an address is a still picture."""
 
-    def __init__(self, source):
+
+class Film(Moving):
+    """A video file by its path, or a stream by an address of `URLS`.
+
+    `fps` is the frame rate of one that has none, as a raw stream of H.264.
+    """
+
+    def __init__(self, source, fps=None):
         check_av(source)
         self.source = source
         self.sound_packets = []
         try:
-            rtsp = source.startswith('rtsp')
+            options = {'framerate': str(fps)} if fps else {}
+            if source.startswith('rtsp'):
+                options['rtsp_transport'] = 'tcp'
             self.container = av.open(
                 source if source.startswith(URLS) else f'file:{source}',
-                timeout=TIMEOUT,
-                options={'rtsp_transport': 'tcp'} if rtsp else {})
+                timeout=TIMEOUT, options=options)
+            if (source.startswith(WEB)
+                    and self.container.format.name.endswith(STILLS)):
+                raise StillError
             self.video = self.video_stream()
         except (OSError, ValueError, av.FFmpegError) as error:
             raise InputError(f'{printable(source)}: cannot be read as a '
                              f'picture or a video ({reason(error)})') from None
         self.close = self.container.close
-        self.video.thread_type = 'AUTO'
         self.sound = self.sound_stream()
         self.rate = float(self.video.average_rate or self.video.guessed_rate
                           or USUAL_RATE)
@@ -168,12 +189,23 @@ class Film(Moving):
         # Seconds of the pieces before, in a film of several, one behind the
         # other, whose clocks start again.
         self.offset = 0.0
+        # FFmpeg makes times up where a format has none, as the JPEGs of a
+        # network camera; a stored film, whose size is known, comes at once.
+        has_times = not self.container.format.flags & NO_TIMES
+        self.is_untimed = (source.startswith(URLS) and self.container.size < 0
+                           and not has_times)
+        if not (has_times or self.is_untimed or fps):
+            self.notice = (f'{printable(source)}: has no frame rate: '
+                           f'{self.rate:g} is taken (--fps)')
+        self.clock = None  # its start, at the first frame
+        # Threads hold frames back.
+        self.video.thread_type = 'SLICE' if self.is_untimed else 'AUTO'
 
     def video_stream(self):
         """Returns the video's stream; raises ValueError without one."""
         # FFmpeg reads text as a terminal's pictures, and stills as video.
         name = self.container.format.name
-        if name != 'tty' and not name.endswith(('_pipe', 'image2')):
+        if name != 'tty' and not name.endswith(STILLS):
             for stream in self.container.streams.video:
                 if not stream.disposition & stream.disposition.attached_pic:
                     return stream
@@ -193,8 +225,7 @@ class Film(Moving):
         count, seconds, damage = 0, -1 / self.rate, []
         for count, frame in enumerate(self.frames(damage), 1):
             before, after = seconds, seconds + 1 / self.rate
-            seconds = (after if frame.time is None
-                       else frame.time - self.start + self.offset)
+            seconds = self.seconds_of(frame, after)
             if seconds < before - JUMP:  # another piece of film begins
                 self.offset += after - seconds
                 seconds = after
@@ -206,21 +237,54 @@ class Film(Moving):
             raise InputError(f'{printable(self.source)}: only {count} frames '
                              f'can be read ({damage[0]})')
 
+    def seconds_of(self, frame, after):
+        """Returns a frame's time; `after` is that of one without its own."""
+        if self.is_untimed:
+            now = time.monotonic()
+            self.clock = self.clock or now
+            return now - self.clock
+        if frame.time is None:
+            return after
+        return frame.time - self.start + self.offset
+
     def frames(self, damage):
         """Yields frames; adds packets of sound, and errors to `damage`."""
-        packets = self.container.demux(
-            [stream for stream in (self.video, self.sound) if stream])
-        while True:
-            try:
-                packet = next(packets)
-                if packet.stream is self.sound:
-                    self.sound_packets.append((packet, self.offset))
-                else:
+        for packet in self.packets(damage):
+            if packet.stream is self.sound:
+                self.sound_packets.append((packet, self.offset))
+            elif packet.stream is self.video:
+                try:
                     yield from packet.decode()
-            except StopIteration:
-                return
-            except av.FFmpegError as error:  # the next packet may be whole
+                except av.FFmpegError as error:  # the next may be whole
+                    damage.append(reason(error))
+
+    def packets(self, damage):
+        """Yields packets; adds to `damage` why they end before the film."""
+        end = 0.0
+        try:
+            for packet in self.container.demux():
+                if packet.pts is not None:  # of any stream
+                    end = max(end, float((packet.pts + (packet.duration or 0))
+                                         * packet.time_base))
+                yield packet
+        except av.FFmpegError as error:
+            if not self.is_untimed:  # which always ends so
                 damage.append(reason(error))
+        if end < self.length() - MISSING:
+            damage.append(f'it ends after {end:.1f} of {self.length():.1f} '
+                          'seconds')
+
+    def length(self):
+        """Returns the time at which the film ends by its index, or 0."""
+        if self.container.format.name == 'avi':  # FFmpeg believes the bytes
+            return (self.total or 0) / self.rate
+        # FFmpeg estimates it from the bytes where clocks may start again.
+        if self.container.format.flags & RESTARTS:
+            return 0
+        if self.video.duration:
+            return float(((self.video.start_time or 0) + self.video.duration)
+                         * self.video.time_base)
+        return (self.container.duration or 0) / av.time_base
 
 
 def reason(error):
