@@ -68,6 +68,11 @@ class Faces(NamedTuple):
         """Returns some of the faces."""
         return Faces(*(part[indices] for part in self))
 
+    def put(self, number, face):
+        """Replaces a face, by its row of another `Faces`."""
+        for part, value in zip(self, face):
+            part[number] = value
+
 
 def inner_boxes(outer, shares):
     """Returns boxes (N, 4) at the same place in each of N others.
@@ -228,7 +233,7 @@ class YuNet:
             faces = merged([faces, self.look(image, RIMMED_SIZE, RIM),
                             *(self.look_turned(image, degrees)
                               for degrees in TURNS)])
-        return self.refine(image, self.sure(faces))
+        return self.stand_up(image, self.sure(faces))
 
     def glance(self, image):
         """Returns the `Faces` that a look at a small picture finds."""
@@ -282,33 +287,32 @@ class YuNet:
                       np.full(len(boxes), scale))
         return faces.chosen(faces.scores >= self.min_score - TURN_COST)
 
-    def refine(self, image, faces):
-        """Measures each face's box anew in a window, and which way is up.
+    def stand_up(self, image, faces):
+        """Finds out which way up each face is, where its score is low."""
+        for number in np.flatnonzero(faces.scores < UPRIGHT):
+            ways = [self.nearest(image, faces.boxes[number], turn)
+                    for turn in (0, 90, 180, 270)]
+            face, score = max(ways, key=lambda way: way[1])
+            if score > BETTER + max(ways[0][1], faces.scores[number]):
+                faces.put(number, face)
+        return faces
 
-        So a face has the same box in a full look and where it is followed.
-        """
-        for number, box in enumerate(faces.boxes):
-            turns = (0, 90, 180, 270)
-            way, score = self.nearest(image, box, 0)
-            if score < UPRIGHT:
-                ways = [self.nearest(image, box, turn) for turn in turns]
-                better = max(ways, key=lambda way: way[1])
-                if better[1] > score + BETTER:
-                    way, score = better
+    def measure(self, image, faces):
+        """Measures each face's box anew in a window, as it is followed."""
+        for number, turn in enumerate(faces.turns):
+            face, score = self.nearest(image, faces.boxes[number], turn)
             if score:
-                (faces.boxes[number], _, faces.turns[number],
-                 faces.scales[number]) = way
+                faces.put(number, face)
         return faces
 
     def nearest(self, image, box, turn):
-        """Returns a face's row of `Faces` in a window, and its score, or 0.
-        """
+        """Returns a face's row of `Faces` in a window, and its score, or 0."""
         faces = self.look_near(image, box, turn)
-        faces = faces.chosen(
-            iou(box, faces.boxes, of_smaller=True) > SAME_FACE)
-        if not len(faces.boxes):
+        # Upside down YuNet's box lies over another part of the head.
+        overlaps = iou(box, faces.boxes, of_smaller=turn > 0)
+        if max(overlaps, default=0) < SAME_FACE:
             return None, 0.0
-        best = faces.scores.argmax()
+        best = overlaps.argmax()
         return [part[best] for part in faces], faces.scores[best]
 
     def sure(self, faces):

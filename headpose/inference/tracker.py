@@ -129,9 +129,9 @@ class Follower:
     def __init__(self, estimator, smooth=0.0, every_frame=False):
         self.estimator = estimator
         self.track = Tracker(smooth)
-        # Only a YuNet can look at a part of a picture.
-        self.every_frame = (every_frame
-                            or not isinstance(estimator.detector, YuNet))
+        self.every_frame = every_frame
+        # Others cannot look at a part of a picture.
+        self.is_yunet = isinstance(estimator.detector, YuNet)
         self.looked = self.glanced = -np.inf  # seconds
         self.heads = []  # in the frame before
         self.doubtful = False  # an answer has turned unsure
@@ -153,8 +153,10 @@ class Follower:
     def look(self, image, seconds):
         """Returns the detector's `Faces` in a frame."""
         detector = self.estimator.detector
-        if self.every_frame:
+        if not self.is_yunet:
             return detector(image)
+        if self.every_frame:
+            return detector.measure(image, detector(image))
         faces = merged([
             upright_faces(np.empty((0, 4)), np.empty(0)),
             *(self.look_near(image, face, seconds)
@@ -163,7 +165,7 @@ class Follower:
         if (self.doubtful or len(faces.boxes) < len(self.heads)
                 or not 0 <= seconds - self.looked < LOOK_EVERY):
             self.looked = self.glanced = seconds
-            return joined(faces, detector(image))
+            return joined(faces, detector.measure(image, detector(image)))
         if seconds - self.glanced >= GLANCE_EVERY:
             self.glanced = seconds
             return joined(faces, detector.glance(image))
