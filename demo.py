@@ -34,8 +34,9 @@ them away.
 The network is checkpoints/shufflenet_faces.pkl, exported to headpose/models/
 so that it runs on the CPU without PyTorch; checkpoints/README.md says how it
 was trained, how well, and under which terms.  Faces are found by OpenCV's
-YuNet, at several scales and turned: on re-crops of AFLW2000's images 1,971 of
-1,983 (tools/README.md has more figures).
+YuNet, at the scales and turns that a picture needs: on re-crops of AFLW2000's
+images 1,973 of 1,983 (tools/README.md has more figures).  In video they are
+followed from frame to frame, and searched for everywhere once a second.
 """
 import sys
 

@@ -50,7 +50,7 @@ def test_a_turned_picture_has_the_upright_ones_answer(estimator, turns):
     # np.rot90 turns counterclockwise, positive roll is clockwise.
     expected = rotation_matrix((0, 0, -90 * turns)) @ upright.rotation
     error = rotation_errors([turned.angles], [angles_of(expected)])[0]
-    assert error < 8  # the box moves by pixels
+    assert error < 12  # the box is a window's, and moves by pixels
     assert turned.turn == 360 - 90 * turns and upright.turn == 0
 
 

@@ -85,10 +85,9 @@ def test_accents_may_be_composed_or_not(tmp_path, form, other):
     ('http://me@host/b.mp4', 'http://me@host/b.mp4', 'b')])
 def test_a_password_stands_nowhere(tmp_path, address, said, stem):
     assert printable(address) == said
-    table = PoseTable(str(tmp_path / 'poses.csv'))
-    with table.drawn(str(tmp_path / 'x.mp4')):
+    with PoseTable(str(tmp_path / 'poses.csv')) as table:
         table.add(address, 0, [])
-    assert table.rows[0]['file'] == said
+    assert rows(tmp_path)[0]['file'] == said
     paths = OutputPaths(str(tmp_path), [(address, '')], 'poses.csv')
     assert paths.stems == [str(tmp_path / stem)]
 

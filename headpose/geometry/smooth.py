@@ -3,8 +3,6 @@
 import cv2
 import numpy as np
 
-from headpose.geometry.pose import rotation_vectors
-
 # Chosen on rendered heads at 25 and 30 frames a second: at rest a jitter of 1
 # degree becomes a third, at 60 degrees a second the lag is below two frames.
 CUTOFF = 0.3         # Hz, of a head at rest
@@ -33,10 +31,10 @@ class OneEuro:
         step = seconds - self.seconds
         if step <= 0:
             return self.smoothed
-        speed = np.degrees(rotation_vectors(self.last.T @ rotation)) / step
+        speed = np.degrees(rotation_vector(self.last.T @ rotation)) / step
         self.speed += share(SPEED_CUTOFF, step) * (speed - self.speed)
         cutoff = CUTOFF + SLOPE * np.linalg.norm(self.speed)
-        gap = rotation_vectors(self.smoothed.T @ rotation)
+        gap = rotation_vector(self.smoothed.T @ rotation)
         self.smoothed = self.smoothed @ cv2.Rodrigues(
             share(cutoff, step) * gap)[0]
         self.last, self.seconds = rotation, seconds
@@ -49,3 +47,9 @@ def share(cutoff, step):
     `cutoff` is its frequency in Hz, `step` the seconds since the last value.
     """
     return 1 / (1 + 1 / (2 * np.pi * cutoff * step))
+
+
+def rotation_vector(rotation):
+    """Returns a rotation (3, 3) as its axis, as long as its angle in radians.
+    """
+    return cv2.Rodrigues(rotation)[0].ravel()
