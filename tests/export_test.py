@@ -179,7 +179,7 @@ def test_the_docstrings_lines_and_the_demo_agree_on_turned_photographs(
                         '--snapshot', str(snapshot), '--json',
                         '--output', 'out'])
     assert not status
-    row, = json.loads((tmp_path / 'out' / 'poses.json').read_text())
+    row = json.loads((tmp_path / 'out' / 'poses.json').read_text())
     np.testing.assert_allclose(
         [row[axis] for axis in ('yaw', 'pitch', 'roll')], found['angles'][0],
         atol=0.03)

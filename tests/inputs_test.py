@@ -85,11 +85,11 @@ def test_accents_may_be_composed_or_not(tmp_path, form, other):
     ('http://me@host/b.mp4', 'http://me@host/b.mp4', 'b')])
 def test_a_password_stands_nowhere(tmp_path, address, said, stem):
     assert printable(address) == said
-    with PoseTable(str(tmp_path / 'poses.csv')) as table:
-        table.add(address, 0, [])
-    assert rows(tmp_path)[0]['file'] == said
     paths = OutputPaths(str(tmp_path), [(address, '')], 'poses.csv')
     assert paths.stems == [str(tmp_path / stem)]
+    with PoseTable(paths.table) as table:
+        table.add(address, 0, [])
+    assert rows(tmp_path)[0]['file'] == said
 
 
 def test_a_password_is_not_in_a_message(run, tmp_path):
