@@ -3,6 +3,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import unicodedata
 
 import filelock
 
@@ -23,6 +24,27 @@ def read_bytes(path, limit):
         raise fault(path, 'no such file') from None
     except OSError as error:
         raise fault(path, error.strerror) from None
+
+
+def normal(name):
+    """Returns a name in the one spelling by which names are compared.
+
+    macOS writes an accent as a character of its own where others do not.
+    """
+    return unicodedata.normalize('NFC', name)
+
+
+def on_disk(data_dir, path):
+    """Returns a relative path as the disk spells it, if it is there."""
+    if path.isascii() or os.path.exists(os.path.join(data_dir, path)):
+        return path
+    folder, base = os.path.split(path)
+    folder = on_disk(data_dir, folder)
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(os.path.join(data_dir, folder) or '.'):
+            if normal(entry) == normal(base):
+                return os.path.join(folder, entry)
+    return path
 
 
 def digest(path):

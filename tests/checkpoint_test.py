@@ -465,3 +465,11 @@ def test_another_runs_options_are_named_in_a_line(interrupted, tmp_path):
     torch.save({**content(), 'options': options}, file)
     with pytest.raises(RunError, match=r'batch_size \(was a\\nb, is 8\)'):
         resume(file)
+
+
+def test_what_cannot_be_resumed_is_a_line(interrupted, tmp_path):
+    content, resume = interrupted
+    file = tmp_path / 'x_last.pkl'
+    torch.save({**content(), 'optimizer': {}}, file)
+    with pytest.raises(WeightsError, match=r'^[^\n]*x_last.pkl: [^\n]*$'):
+        resume(file)

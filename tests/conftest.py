@@ -14,6 +14,7 @@ import cv2
 import pytest
 import torch
 
+import filename_generator
 from headpose import errors
 from shufflenet import ShuffleNet
 from tools import sample_data
@@ -164,3 +165,39 @@ def rows(folder):
     """Returns the rows of a folder's poses.csv."""
     with open(folder / 'poses.csv', newline='') as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def generate(run):
+    """Runs the generator on a table: returns status, stdout, stderr."""
+    def call(path, folder, *more):
+        return run(filename_generator, '--labels', path, '--dataset_path',
+                   folder, '--workers', 2, *more)
+    return call
+
+
+def listed(folder):
+    """Returns the names in a folder's filename_list.txt."""
+    return (folder / 'filename_list.txt').read_text().splitlines()
+
+
+class Capture:
+    """A camera in the place of OpenCV's, which claims 30 frames a second.
+
+    Subclasses have `read`, which counts its calls.
+    """
+
+    def __init__(self, source):
+        assert source in (0, '/dev/video0')  # as OpenCV wants it
+        self.count = 0
+
+    def isOpened(self):
+        """Says that there is a camera."""
+        return True
+
+    def get(self, _):
+        """Returns the rate that it claims."""
+        return 30.0
+
+    def release(self):
+        """Has nothing to let go of."""

@@ -22,7 +22,7 @@ from headpose.inference.output import PoseTable, draw_heads
 from headpose.inference.pipeline import told
 from headpose.inference.tracker import Follower
 from headpose.inference.video import Camera
-from tests.conftest import rows
+from tests.conftest import Capture, rows
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PHOTOGRAPH = os.path.join(ROOT, '.github', 'demo.jpg')
@@ -208,27 +208,15 @@ def test_a_killed_demo_keeps_its_rows(tmp_path):
 
 @pytest.mark.quick
 def test_a_cameras_frames_are_dropped_not_queued(monkeypatch):
-    class Capture:
+    class Steady(Capture):
         """A camera of 50 frames a second."""
-
-        def __init__(self, _):
-            self.count = 0
-
-        def isOpened(self):
-            return True
-
-        def get(self, _):
-            return 50.0
 
         def read(self):
             time.sleep(0.02)
             self.count += 1
             return self.count <= 30, np.full((4, 4, 3), self.count, np.uint8)
 
-        def release(self):
-            """Nothing to let go of."""
-
-    monkeypatch.setattr(cv2, 'VideoCapture', Capture)
+    monkeypatch.setattr(cv2, 'VideoCapture', Steady)
     camera = Camera('0')
     taken = []
     for image, seconds in camera:

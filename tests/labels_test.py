@@ -20,7 +20,7 @@ from headpose.errors import DataError
 from headpose.evaluation import compare
 from headpose.readers import lists, mat, table as labels
 from headpose.training import options
-from tests.conftest import ROOT, TEST_LINE
+from tests.conftest import ROOT, TEST_LINE, listed
 from tests.helpers import last, run_options
 
 HEADER = ['image', 'x_min', 'y_min', 'x_max', 'y_max', 'yaw', 'pitch', 'roll']
@@ -71,19 +71,6 @@ def table(tmp_path):
                          else content.encode('utf-8', 'surrogateescape'))
         return path
     return write
-
-
-@pytest.fixture
-def generate(run):
-    """Runs the generator on a table: returns status, stdout, stderr."""
-    def call(path, folder, *more):
-        return run(filename_generator, '--labels', path, '--dataset_path',
-                   folder, '--workers', 2, *more)
-    return call
-
-
-def listed(folder):
-    return (folder / 'filename_list.txt').read_text().splitlines()
 
 
 def read(folder, path, filename_list=None):

@@ -15,7 +15,7 @@ import test_shufflenet
 import train_shufflenet
 from headpose.errors import DataError
 from headpose.readers import lists, table as labels
-from tests.conftest import SIZE, TEST_LINE
+from tests.conftest import SIZE, TEST_LINE, listed
 from tests.helpers import last, run_options
 
 pytestmark = pytest.mark.quick
@@ -49,19 +49,6 @@ def write(tmp_path):
 def read(folder, path, filename_list=None, **more):
     return datasets.read_annotations(folder, filename_list, labels=path,
                                      **more)
-
-
-@pytest.fixture
-def generate(run):
-    """Runs the generator on a table: returns status, stdout, stderr."""
-    def call(path, folder, *more):
-        return run(filename_generator, '--labels', path, '--dataset_path',
-                   folder, '--workers', 2, *more)
-    return call
-
-
-def listed(folder):
-    return (folder / 'filename_list.txt').read_text().splitlines()
 
 
 def sides(found, **more):

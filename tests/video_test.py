@@ -19,7 +19,7 @@ from headpose.geometry.pose import rotation_matrix
 from headpose.inference import detector, pictures, pipeline, video
 from headpose.inference.output import FIELDS
 from headpose.inference.video import Film, Recorder
-from tests.conftest import rows
+from tests.conftest import Capture, rows
 
 SIZE = (96, 128)  # pixels: height and width of the tests' clips
 # Plays a video, and tells the fixture `browser` how it went.
@@ -315,18 +315,8 @@ def test_addresses_are_read(call, tmp_path):
 @pytest.mark.parametrize('camera', ['0', '/dev/video0'])
 def test_a_cameras_recording_lasts_as_long_as_it_lasted(monkeypatch, call,
                                                         tmp_path, camera):
-    class Capture:
-        """A camera that claims 30 pictures a second and gives fewer."""
-
-        def __init__(self, source):
-            assert source in (0, '/dev/video0')  # as OpenCV wants it
-            self.count = 0
-
-        def isOpened(self):
-            return True
-
-        def get(self, _):
-            return 30.0
+    class Slow(Capture):
+        """A camera that gives fewer pictures than it claims."""
 
         def read(self):
             self.count += 1
@@ -334,11 +324,8 @@ def test_a_cameras_recording_lasts_as_long_as_it_lasted(monkeypatch, call,
             clock[0] += 0.5
             return self.count < 6, picture(self.count)
 
-        def release(self):
-            """Nothing to let go of."""
-
     clock = [100.0]
-    monkeypatch.setattr(cv2, 'VideoCapture', Capture)
+    monkeypatch.setattr(cv2, 'VideoCapture', Slow)
     monkeypatch.setattr(time, 'monotonic', lambda: clock[0])
     status, _, err = call(camera, '--no_window')
     assert status == 0, err

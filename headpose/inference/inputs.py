@@ -1,8 +1,7 @@
 """Finds the pictures and videos that the inputs of a command name."""
 import os
-import unicodedata
 
-from headpose.files import printable
+from headpose.files import on_disk, printable
 from headpose.inference.pictures import PICTURES
 from headpose.inference.video import is_live
 
@@ -18,7 +17,8 @@ def find_inputs(inputs, recursive=False, output=None):
         input that cannot be used.
     """
     found, bad = [], []
-    for entry in map(on_disk, inputs):
+    for entry in inputs:
+        entry = on_disk('', entry)
         name = printable(entry)
         if os.path.isdir(entry):
             pictures = list(pictures_in(entry, recursive, output))
@@ -31,17 +31,6 @@ def find_inputs(inputs, recursive=False, output=None):
         else:
             bad.append(f'{name}: no such file, folder or camera')
     return found, bad
-
-
-def on_disk(path):
-    """Returns a path as the disk spells it: accents composed (NFC) or not."""
-    folder, name = os.path.split(path)
-    if not name or is_live(path) or os.path.lexists(path):
-        return path
-    folder = on_disk(folder)
-    spellings = [os.path.join(folder, unicodedata.normalize(form, name))
-                 for form in ('NFC', 'NFD')]
-    return next(filter(os.path.lexists, spellings), path)
 
 
 def pictures_in(folder, recursive, output):

@@ -19,7 +19,7 @@ from headpose.inference.video import is_camera, open_moving, recording
 
 def told(head):
     """Returns a head's angles, and what is to be known of them, as a line."""
-    words = [f'{axis} {angle:.1f}' for axis, angle in zip(AXES, head.angles)]
+    words = [f'{axis} {angle:z.1f}' for axis, angle in zip(AXES, head.angles)]
     if direction := facing(head.angles):
         words.append(f'in profile: {direction}')
     return ', '.join(words + ['unsure'] * head.unsure)

@@ -1,15 +1,13 @@
 """Filename lists, and the annotations of the images that they name."""
-import contextlib
 import os
 import re
-import unicodedata
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from headpose.errors import DataError, fault
-from headpose.files import printable
+from headpose.files import normal, on_disk, printable
 from headpose.geometry.pose import MAX_ANGLE, beyond_range
 from headpose.readers.images import ENDINGS, find_images, two_images
 from headpose.readers.mat import mat_beside, read_labels
@@ -79,27 +77,6 @@ def read_list(path):
 def slashed(path):
     """Returns a path normalised, Windows' backslashes as slashes."""
     return os.path.normpath(path.replace('\\', '/'))
-
-
-def normal(name):
-    """Returns a name in the one spelling by which names are compared.
-
-    macOS writes an accent as a character of its own where others do not.
-    """
-    return unicodedata.normalize('NFC', name)
-
-
-def on_disk(data_dir, path):
-    """Returns a relative path as the disk spells it, if it is there."""
-    if path.isascii() or os.path.exists(os.path.join(data_dir, path)):
-        return path
-    folder, base = os.path.split(path)
-    folder = on_disk(data_dir, folder)
-    with contextlib.suppress(OSError):
-        for entry in os.listdir(os.path.join(data_dir, folder)):
-            if normal(entry) == normal(base):
-                return os.path.join(folder, entry)
-    return path
 
 
 def leaves_folder(name):

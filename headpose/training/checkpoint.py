@@ -29,7 +29,8 @@ def read_checkpoint(path):
     """Reads a checkpoint of ours, or a bare state dict.
 
     Nothing in the file is executed.  Returns a dict whose 'model' is the state
-    dict; of a checkpoint of ours, with its other parts.
+    dict; of a checkpoint of ours, with its other parts.  Raises WeightsError
+    if the file is missing, damaged, or no plain checkpoint.
     """
     try:
         with (open(path, 'rb') as file,

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from headpose.errors import RunError, check_interrupt, signals_noted
+from headpose.errors import (RunError, WeightsError, check_interrupt,
+                             signals_noted)
 from headpose.networks.weights import load_exactly
 from headpose.training.checkpoint import on_cpu
 from headpose.training.recipe import Recipe
@@ -65,15 +66,22 @@ class Trainer:
             'averaged': int(self.average.n_averaged) if self.average else 0}
 
     def load_optimizer_state(self, checkpoint):
-        """Restores optimizer, average and scaler; rates are the recipe's."""
-        self.optimizer.load_state_dict({
-            'state': checkpoint['optimizer']['state'],
-            'param_groups': self.optimizer.state_dict()['param_groups']})
-        if self.average:
-            load_exactly(self.average.module, checkpoint['model'])
-            self.average.n_averaged.fill_(checkpoint['averaged'])
-        if checkpoint['scaler'] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(checkpoint['scaler'])
+        """Restores optimizer, average and scaler; rates are the recipe's.
+
+        Raises WeightsError if a part of the checkpoint does not fit.
+        """
+        try:
+            self.optimizer.load_state_dict({
+                'state': checkpoint['optimizer']['state'],
+                'param_groups': self.optimizer.state_dict()['param_groups']})
+            if self.average:
+                load_exactly(self.average.module, checkpoint['model'])
+                self.average.n_averaged.fill_(checkpoint['averaged'])
+            if checkpoint['scaler'] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(checkpoint['scaler'])
+        except Exception as error:  # PyTorch documents no list of errors
+            raise WeightsError('holds no optimizer state of this run '
+                               f'({type(error).__name__})') from None
 
 
 def weight_average(model, decay):

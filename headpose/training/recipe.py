@@ -32,8 +32,13 @@ class Recipe:
     @classmethod
     def from_options(cls, options):
         """Returns the recipe of a training script's options."""
-        return cls(**{field.name: getattr(options, field.name)
-                      for field in dataclasses.fields(cls)})
+        return cls(
+            num_epochs=options.num_epochs, lr=options.lr,
+            lr_steps=options.lr_steps, one_cycle=options.one_cycle,
+            alpha=options.alpha, ema=options.ema, patience=options.patience,
+            as_published=options.as_published, amp=options.amp,
+            accumulate=options.accumulate, compile=options.compile,
+            channels_last=options.channels_last)
 
     def lr_factor(self, progress):
         """Returns the common factor of all rates after so many epochs."""
@@ -55,8 +60,10 @@ def augmentation_of(options):
     """Returns the `Augmentation` of a training script's options, or None."""
     if not options.augment:
         return None
-    return Augmentation(*[getattr(options, name)
-                          for name in Augmentation._fields])
+    return Augmentation(
+        rotate=options.rotate, box_jitter=options.box_jitter,
+        color_jitter=options.color_jitter, light=options.light,
+        low_resolution=options.low_resolution, occlude=options.occlude)
 
 
 def cosine(start, end, share):

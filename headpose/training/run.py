@@ -18,8 +18,9 @@ from torch import distributed
 from headpose.errors import Interrupted, RunError, explain
 from headpose.files import atomic, locked, printable
 from headpose.geometry.pose import AXES, angles_text
-from headpose.training.checkpoint import (load_last, load_pretrained, on_cpu,
-                                          read_last, save_checkpoint)
+from headpose.training.checkpoint import (errors_named, load_last,
+                                          load_pretrained, on_cpu, read_last,
+                                          save_checkpoint)
 from headpose.training.options import sibling
 
 # Options that make a run: with another value it is another run.  Options not
@@ -199,7 +200,8 @@ class Run:
         changed = {**self.changed, **refuse_differences(
             self.resume, before['data'], self.provenance['data'],
             self.override, before['data'])}
-        trainer.load_optimizer_state(self.checkpoint)
+        with errors_named(self.resume):
+            trainer.load_optimizer_state(self.checkpoint)
         self.rows = self.checkpoint['log']
         self.started -= before['wall_seconds']
         print(f'Resuming after epoch {len(self.rows)} of '
