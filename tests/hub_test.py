@@ -1,6 +1,9 @@
 """hubconf.py, as torch.hub loads it into other people's programs."""
+import os
+import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -38,3 +41,19 @@ def load(name, tmp_path, **options):
 def test_networks_are_loaded_beside_others_modules(tmp_path, name, options,
                                                    config):
     assert load(name, tmp_path, **options) == f'(2, 3) (2,) {config}\n'
+
+
+def test_networks_are_loaded_beside_the_installed_package(tmp_path):
+    """Its modules are those that the hub's finds, once it is imported."""
+    with open(ROOT / 'pyproject.toml', 'rb') as file:
+        packages = tomllib.load(file)['tool']['setuptools']['packages']
+    for package in packages:
+        folder = package.replace('.', '/')
+        (tmp_path / folder).mkdir()
+        for module in (ROOT / folder).glob('*.py'):
+            shutil.copy(module, tmp_path / folder)
+    done = subprocess.run(
+        [sys.executable, '-c', 'import headpose' + CODE, ROOT, 'shufflenet',
+         '{}'], cwd=tmp_path, capture_output=True, text=True, timeout=600,
+        env=os.environ | {'PYTHONPATH': str(tmp_path)})
+    assert done.returncode == 0, done.stderr
