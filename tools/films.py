@@ -164,8 +164,9 @@ def main():
     options = parser.parse_args()
     paths = sorted(glob.glob(os.path.join(
         options.data, 'AFLW2000_recropped', '*.jpg')))
-    faces = [cv2.imread(path) for path in paths[2:200:16]]
     estimator = Estimator()
+    faces = [face for face in map(cv2.imread, paths[2:400:16])
+             if len(estimator.detector(face).boxes) == 1]
     print(f'{"film":10} {"faces":>6} {"found":>7} {"swapped":>8} angles')
     for number, (name, ways) in enumerate(PATHS.items()):
         count, found, swapped, apart = compare(

@@ -44,6 +44,7 @@ BETTER = 0.03  # by so much the score of the right way up is higher, at least
 # face in it, and the steps in which it lies in the picture, pixels of the
 # window: YuNet's coarsest.  So a face has one box, wherever its window lies.
 WINDOW, FACE_SIZE, GRID = 2.5, 96, 32
+SIGHTS = 3  # the most windows in which a face's box is measured
 
 # Where the landmarks' box lies in YuNet's, in sizes of that: x_min, y_min,
 # x_max, y_max.  Medians on 1,097 photographs, every fourth of HELEN, AFW, LFPW
@@ -62,16 +63,41 @@ class Faces(NamedTuple):
     # (N,) degrees, multiples of 90, by which the picture must be turned
     # counterclockwise for the face to stand upright.
     turns: np.ndarray
-    scales: np.ndarray  # (N,) how many times smaller the box was measured
 
     def chosen(self, indices):
         """Returns some of the faces."""
         return Faces(*(part[indices] for part in self))
 
     def put(self, number, face):
-        """Replaces a face, by its row of another `Faces`."""
+        """Replaces a face by the one of another `Faces`."""
         for part, value in zip(self, face):
-            part[number] = value
+            part[number] = value[0]
+
+
+class Window(NamedTuple):
+    """A square of a picture in which a face is looked for."""
+    scale: int    # pixels of the picture for one of the window
+    count: int    # its side, in steps of the grid
+    corner: tuple[int, int]  # x, y in the picture
+
+    @classmethod
+    def around(cls, box):
+        """Returns the window around a face's box (4,)."""
+        corners = np.reshape(box, (2, 2))
+        side = max(np.ptp(corners, axis=0).max(), 1)
+        scale = 2 ** max(0, math.ceil(math.log2(side / FACE_SIZE)))
+        step = GRID * scale
+        corner = step * np.floor(
+            (corners.mean(0) - WINDOW / 2 * side) / step).astype(int)
+        return cls(scale, math.ceil(WINDOW * side / step) + 1,
+                   tuple(corner.tolist()))
+
+    def cut_from(self, image):
+        """Returns the window's pixels, black beyond the picture's edges."""
+        side = GRID * self.count
+        end = np.array(self.corner) + side * self.scale
+        return cv2.resize(cut(image, *self.corner, *end), (side, side),
+                          interpolation=cv2.INTER_AREA)
 
 
 def inner_boxes(outer, shares):
@@ -129,12 +155,11 @@ def merged(faces):
         non_maximum_suppression(found.boxes, found.scores)))
 
 
-def joined(faces, others):
-    """Returns `faces`, and those of the others that are none of them."""
+def without(others, faces):
+    """Returns those of the other `Faces` that are none of `faces`."""
     new = [(iou(box, faces.boxes, of_smaller=True) < SAME_FACE).all()
            for box in others.boxes]
-    return from_left(Faces(*map(np.concatenate, zip(
-        faces, others.chosen(np.flatnonzero(new))))))
+    return others.chosen(np.flatnonzero(new))
 
 
 def from_left(faces):
@@ -255,65 +280,68 @@ class YuNet:
         return upright_faces(turn_back(boxes, matrix) / scale,
                              scores - TURN_COST)
 
-    def look_near(self, image, box, turn=0, scale=0, tilt=0):
-        """Returns the `Faces` around a box (4,), of a score near the least.
+    def look_in(self, image, window, turn, tilt):
+        """Returns what may be faces in a `Window` of a picture.
+
+        `turn` and `tilt` as of `nearest`.
+        """
+        small = window.cut_from(image)
+        small = np.ascontiguousarray(np.rot90(small, turn // 90))
+        if tilt:
+            small, matrix = turn_picture(small, tilt)
+        boxes, scores = self.detect(small)
+        if tilt:
+            boxes, scores = turn_back(boxes, matrix), scores - TURN_COST
+        boxes = turn_boxes(boxes, turn, GRID * window.count)
+        return Faces(window.scale * boxes + np.tile(window.corner, 2), scores,
+                     np.full(len(boxes), turn))
+
+    def nearest(self, image, box, turn=0, tilt=0):
+        """Returns the face at a box (4,), measured in a window around it.
+
+        Where the face's own window is another one, it is looked at in that:
+        so its box hardly depends on where it was expected.
 
         Args:
-            turn, scale: of a face that is followed, see `Faces`.
-            tilt: degrees by which the picture is turned, too; see TURNS.
+            turn: degrees by which the picture is turned, see `Faces`.
+            tilt: degrees by which it is turned, too; see TURNS.
+
+        Returns:
+            `Faces` with one row, or none.
         """
-        corners = np.reshape(box, (2, 2))
-        side = max(np.ptp(corners, axis=0).max(), 1)
-        if not (scale and FACE_SIZE / 2.5 < side / scale < FACE_SIZE * 1.25):
-            scale = 2 ** max(0, math.ceil(math.log2(side / FACE_SIZE)))
-        step = GRID * scale
-        count = math.ceil(WINDOW * side / step) + 1
-        corner = step * np.floor(
-            (corners.mean(0) - WINDOW / 2 * side) / step).astype(int)
-        size = GRID * count
-        window = cv2.resize(
-            cut(image, *corner, *(corner + step * count)), (size, size),
-            interpolation=cv2.INTER_AREA)
-        window = np.ascontiguousarray(np.rot90(window, turn // 90))
-        cost = 0.0
-        if tilt:
-            window, matrix = turn_picture(window, tilt)
-            cost = TURN_COST
-        boxes, scores = self.detect(window)
-        if tilt:
-            boxes = turn_back(boxes, matrix)
-        boxes = scale * turn_boxes(boxes, turn, size) + np.tile(corner, 2)
-        faces = Faces(boxes, scores - cost, np.full(len(boxes), turn),
-                      np.full(len(boxes), scale))
-        return faces.chosen(faces.scores >= self.min_score - TURN_COST)
+        face, window = upright_faces(np.empty((0, 4)), np.empty(0)), None
+        for _ in range(SIGHTS):
+            before, window = window, Window.around(box)
+            if window == before:
+                break
+            found = self.look_in(image, window, turn, tilt)
+            found = found.chosen(found.scores >= self.min_score - TURN_COST)
+            # Upside down YuNet's box lies over another part of the head.
+            overlaps = iou(box, found.boxes, of_smaller=turn > 0)
+            if max(overlaps, default=0) < SAME_FACE:
+                break
+            face = found.chosen([overlaps.argmax()])
+            box = face.boxes[0]
+        return face
 
     def stand_up(self, image, faces):
         """Finds out which way up each face is, where its score is low."""
         for number in np.flatnonzero(faces.scores < UPRIGHT):
             ways = [self.nearest(image, faces.boxes[number], turn)
                     for turn in (0, 90, 180, 270)]
-            face, score = max(ways, key=lambda way: way[1])
-            if score > BETTER + max(ways[0][1], faces.scores[number]):
-                faces.put(number, face)
+            scores = [sum(way.scores) for way in ways]
+            best = int(np.argmax(scores))
+            if scores[best] > BETTER + max(scores[0], faces.scores[number]):
+                faces.put(number, ways[best])
         return faces
 
     def measure(self, image, faces):
         """Measures each face's box anew in a window, as it is followed."""
         for number, turn in enumerate(faces.turns):
-            face, score = self.nearest(image, faces.boxes[number], turn)
-            if score:
+            face = self.nearest(image, faces.boxes[number], turn)
+            if len(face.boxes):
                 faces.put(number, face)
         return faces
-
-    def nearest(self, image, box, turn):
-        """Returns a face's row of `Faces` in a window, and its score, or 0."""
-        faces = self.look_near(image, box, turn)
-        # Upside down YuNet's box lies over another part of the head.
-        overlaps = iou(box, faces.boxes, of_smaller=turn > 0)
-        if max(overlaps, default=0) < SAME_FACE:
-            return None, 0.0
-        best = overlaps.argmax()
-        return [part[best] for part in faces], faces.scores[best]
 
     def sure(self, faces):
         """Returns the faces of at least the least score."""
@@ -335,8 +363,7 @@ class YuNet:
 
 def upright_faces(boxes, scores):
     """Returns `Faces` that stand upright."""
-    return Faces(boxes, scores, np.zeros(len(boxes), int),
-                 np.ones(len(boxes), int))
+    return Faces(boxes, scores, np.zeros(len(boxes), int))
 
 
 def make_detector(path=YUNET, box=None, whole=False, min_score=MIN_SCORE):

@@ -32,7 +32,6 @@ class Head:
         turn: degrees, a multiple of 90, by which the picture was turned
             counterclockwise for the network; the angles are of the picture as
             it is.
-        scale: how many times smaller the box was measured.
         track: number of the person in a film; None in a single picture.
     """
     box: tuple[float, float, float, float]
@@ -43,7 +42,6 @@ class Head:
     spread: float
     unsure: bool = False
     turn: int = 0
-    scale: int = 1
     track: int | None = None
 
     @property
@@ -149,11 +147,10 @@ class Estimator:
                                           faces.turns[good])
         numbers = np.column_stack((faces.scores[good], angles, spread))
         unsure = spread > self.network.usual_spread
-        views = np.column_stack((unsure, faces.turns[good],
-                                 faces.scales[good])).tolist()
-        return ([Head(tuple(box), *row, bool(doubt), turn, scale)
-                 for box, row, (doubt, turn, scale)
-                 in zip(boxes[good].tolist(), numbers.tolist(), views)],
+        return ([Head(tuple(box), *row, doubt, turn)
+                 for box, row, doubt, turn
+                 in zip(boxes[good].tolist(), numbers.tolist(),
+                        unsure.tolist(), faces.turns[good].tolist())],
                 [problem for problem in problems if problem])
 
     def crop_angles(self, image, boxes, turns):

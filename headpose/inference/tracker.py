@@ -5,8 +5,8 @@ import numpy as np
 
 from headpose.geometry.pose import angles_near, mean_angles
 from headpose.geometry.smooth import OneEuro
-from headpose.inference.detector import (TURNS, YuNet, iou, joined,
-                                         merged, upright_faces)
+from headpose.inference.detector import (TURNS, YuNet, iou, merged,
+                                         upright_faces, without)
 from headpose.inference.estimator import Head
 
 MIN_IOU = 0.3  # of a face's box with where it was expected
@@ -159,24 +159,25 @@ class Follower:
             return detector.measure(image, detector(image))
         faces = merged([
             upright_faces(np.empty((0, 4)), np.empty(0)),
-            *(self.look_near(image, face, seconds)
+            *(self.look_near(image, face.expected(seconds), face.head.turn)
               for face in self.track.faces.values())])
         # A clock that starts again needs a look, too.
         if (self.doubtful or len(faces.boxes) < len(self.heads)
                 or not 0 <= seconds - self.looked < LOOK_EVERY):
             self.looked = self.glanced = seconds
-            return joined(faces, detector.measure(image, detector(image)))
-        if seconds - self.glanced >= GLANCE_EVERY:
+            others = detector(image)
+        elif seconds - self.glanced >= GLANCE_EVERY:
             self.glanced = seconds
-            return joined(faces, detector.glance(image))
-        return faces
+            others = detector.glance(image)
+        else:
+            return faces
+        return merged([faces, detector.measure(image,
+                                               without(others, faces))])
 
-    def look_near(self, image, face, seconds):
-        """Returns the `Faces` found around the place where one should be."""
-        head = face.head
+    def look_near(self, image, box, turn):
+        """Returns the `Faces`, one or none, where a face should be."""
         for tilt in (0, *TURNS):
-            faces = self.estimator.detector.look_near(
-                image, face.expected(seconds), head.turn, head.scale, tilt)
-            if len(faces.boxes):
+            face = self.estimator.detector.nearest(image, box, turn, tilt)
+            if len(face.boxes):
                 break
-        return faces
+        return face

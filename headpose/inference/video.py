@@ -326,6 +326,8 @@ class Recorder:
         self.stream.width, self.stream.height = size
         self.stream.pix_fmt = 'yuv420p'
         self.stream.codec_context.time_base = Fraction(1, CLOCK)
+        # Threads of slices would be waited for at each picture.
+        self.stream.codec_context.thread_type = 'FRAME'
         if self.moving.sound:
             self.sound = self.container.add_stream_from_template(
                 self.moving.sound)
