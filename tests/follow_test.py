@@ -82,6 +82,19 @@ def test_faces_are_followed_between_two_looks():
     assert (whole.looks, followed.looks) == (12, 2)  # one a second
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize('zoom', [0.6, 0.8, 1.4, 2.2])
+def test_a_faces_box_is_one_wherever_it_was_expected(estimator, zoom):
+    image = cv2.resize(photograph(), None, fx=zoom, fy=zoom)
+    detector = estimator.detector
+    face, = detector.measure(image, detector(image)).boxes
+    size = np.ptp(face.reshape(2, 2), axis=0)
+    for shift in [(0.2, 0), (-0.2, 0.1), (0, -0.2), (0.15, 0.15)]:
+        expected = face + np.tile(shift * size, 2)
+        again, = detector.nearest(image, expected).boxes
+        np.testing.assert_array_equal(again, face)
+
+
 def test_faces_that_enter_and_leave_are_seen(estimator):
     follow = Follower(estimator)
     empty = np.full_like(photograph(), 120)
