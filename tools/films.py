@@ -6,9 +6,11 @@ Eight films are made of re-crops in DATA/AFLW2000_recropped, which move, turn,
 grow, enter, leave and cross.  Printed are, for each film, the share of the
 faces of full looks (--every_frame) that following finds in the same frame, the
 frames in which two faces have each other's track, and the mean difference of
-the angles; then frames a second and CPU time of whole commands, with drawing
-and H.264, for one face.  Other commands, as of another commit, are timed in
-turns with these by --demo FILE, its demo.py.
+the angles; then what `--smooth auto` leaves of the jitter of a head at rest,
+and by how many frames it is late at 60 degrees a second, on heads rendered by
+tools/sample_data.py; then frames a second and CPU time of whole commands, with
+drawing and H.264, for one face.  Other commands, as of another commit, are
+timed in turns with these by --demo FILE, its demo.py.
 """
 import argparse
 import glob
@@ -22,10 +24,12 @@ import time
 import cv2
 import numpy as np
 
+from headpose.geometry.pose import mean_angles, rotation_errors
 from headpose.inference.detector import iou
 from headpose.inference.estimator import Estimator
 from headpose.inference.tracker import Follower
 from headpose.inference.video import Moving, recording
+from tools.sample_data import make_person, render
 
 RATE, SECONDS = 30, 6
 SIZE = 640, 480
@@ -114,6 +118,36 @@ def compare(images, estimator):
     return faces, found, swapped, np.abs(apart)
 
 
+def rendered(yaws, person, estimator):
+    """Returns the angles (N, 3) of a rendered head, as found and smoothed."""
+    followers = Follower(estimator), Follower(estimator, 'auto')
+    noise = np.random.default_rng(0)
+    angles = []
+    for number, yaw in enumerate(yaws):
+        image, _ = render((yaw, -5, 3), person, noise)
+        image = image.clip(0, 255).astype(np.uint8)
+        angles.append([follow(image, number / RATE)[0][0].angles
+                       for follow in followers])
+    return np.array(angles).swapaxes(0, 1)
+
+
+def steadiness(person, estimator):
+    """Returns the share of the jitter that is left, and the lag in frames."""
+    at_rest = rendered([10] * 60, person, estimator)[:, 15:]
+    jitter = [np.square(rotation_errors(
+        each, mean_angles(each[:, None]))[0]).mean() ** 0.5
+        for each in at_rest]
+    turn = np.arange(-30, 30, 60 / RATE)
+    found, smoothed = rendered([-30] * 15 + turn.tolist() + [30] * 5, person,
+                               estimator)[..., 0]
+    times = np.arange(len(found))
+    during = slice(16, 15 + len(turn))
+    lags = np.arange(0, 5, 0.1)
+    errors = [np.square(np.interp(times - lag, times, found)
+                        - smoothed)[during].mean() for lag in lags]
+    return jitter[1] / jitter[0], lags[np.argmin(errors)]
+
+
 def timed(command):
     """Returns the seconds, of the clock and of the CPU, that a command took.
     """
@@ -173,6 +207,11 @@ def main():
             film(faces[number:], ways), estimator)
         print(f'{name:10} {count:6} {found / count:7.2%} {swapped:8} '
               f'{apart.mean():.2f}', flush=True)
+    for seed in range(5):
+        left, late = steadiness(make_person(np.random.default_rng([3, seed])),
+                                estimator)
+        print(f'rendered head {seed}: {left:.2f} of the jitter is left, '
+              f'{late:.1f} frames late', flush=True)
     demo = os.path.join(os.path.dirname(os.path.dirname(
         os.path.abspath(__file__))), 'demo.py')
     print_speed(faces, [demo] + [options.demo] * bool(options.demo),
