@@ -55,7 +55,11 @@ class Interrupted(RunError):
 
 def without_password(address):
     """Returns an address with *** for its password; other text unchanged."""
-    return re.sub(r'^(\w+://[^/:]*):[^/]*@', r'\1:***@', address)
+    if '://' not in address:
+        return address
+    address = re.sub(r'^(\w+://[^/:]*):[^/]*@', r'\1:***@', address)
+    return re.sub(r'(?i)\b((?:password|passwd|pass|pwd)=)[^&#/]+', r'\1***',
+                  address)
 
 
 def printable(path):

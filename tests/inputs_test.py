@@ -82,7 +82,13 @@ def test_accents_may_be_composed_or_not(tmp_path, form, other):
     ('rtsp://me:secret@host/live', 'rtsp://me:***@host/live', 'live'),
     ('rtsp://me:s@cret@host', 'rtsp://me:***@host', 'me_____host'),
     ('http://host:80/a@b.mp4', 'http://host:80/a@b.mp4', 'a_b'),
-    ('http://me@host/b.mp4', 'http://me@host/b.mp4', 'b')])
+    ('http://me@host/b.mp4', 'http://me@host/b.mp4', 'b'),
+    ('http://cam/v.mjpg?user=me&pwd=s_1&channel=1',  # network cameras'
+     'http://cam/v.mjpg?user=me&pwd=***&channel=1', 'v'),
+    ('rtsp://cam/user=me&Password=s&channel=1.sdp',
+     'rtsp://cam/user=me&Password=***&channel=1.sdp',
+     'user_me_Password_____channel_1'),
+    ('mine/pwd=3.jpg', 'mine/pwd=3.jpg', 'pwd=3')])
 def test_a_password_stands_nowhere(tmp_path, address, said, stem):
     assert printable(address) == said
     paths = OutputPaths(str(tmp_path), [(address, '')], 'poses.csv')
