@@ -79,6 +79,10 @@ class PoseDataset:
         return os.path.join(self.annotations.data_dir,
                             self.annotations.images[index])
 
+    def image(self, index):
+        """Returns an image as it is, an upright RGB array."""
+        return read_image(self.path(index))
+
     def texture(self, draw):
         """Returns a training picture to cut a patch from, an RGB array."""
         index = self.textures[int(draw * len(self.textures))]

@@ -12,6 +12,7 @@ from headpose.errors import DataError, RunError
 from headpose.inference import pictures
 from headpose.inference.pictures import (open_animation, read_picture,
                                          write_jpeg)
+from headpose.readers.images import read_image
 
 pytestmark = pytest.mark.quick
 
@@ -90,6 +91,45 @@ def test_more_bits_are_scaled_not_cut(tmp_path, kind, ending, pixels):
 def test_colours_of_sixteen_bits(tmp_path, scene):
     cv2.imwrite(str(tmp_path / 'x.png'), scene.astype(np.uint16) * 257)
     assert np.abs(read(tmp_path / 'x.png').astype(int) - scene).max() <= 1
+
+
+@pytest.mark.parametrize('name', ['x.png', 'x.tif'])
+@pytest.mark.parametrize('top', [1023, 4095, 16383])
+def test_colours_fill_only_a_part_of_16_bits(tmp_path, scene, name, top):
+    deep = np.rint(scene * (top / 255)).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / name), deep)
+    said = []
+    image = read_picture(tmp_path / name, said.append)
+    assert np.abs(image.astype(int) - scene).max() <= 1
+    assert f'read as {top.bit_length()} bits' in said[0]
+    opaque = np.dstack((deep, np.full(deep.shape[:2], top, np.uint16)))
+    cv2.imwrite(str(tmp_path / name), opaque)
+    assert np.abs(read(tmp_path / name).astype(int) - scene).max() <= 1
+
+
+@pytest.mark.parametrize('name, grey', [('x.png', False), ('x.png', True),
+                                        ('x.tif', True)])
+def test_deep_pictures_stand_upright(tmp_path, scene, name, grey):
+    path, exif = tmp_path / name, Image.Exif()
+    exif[274] = 6
+    deep = scene.astype(np.uint16) * 257
+    if grey:
+        deep = deep[..., 0]
+        Image.fromarray(deep).save(path, exif=exif)
+    else:  # Pillow writes no such file
+        data = cv2.imencode('.png', deep)[1].tobytes()
+        chunk = b'eXIf' + exif.tobytes().removeprefix(b'Exif\0\0')
+        path.write_bytes(data[:33] + struct.pack('>I', len(chunk) - 4) + chunk
+                         + struct.pack('>I', zlib.crc32(chunk)) + data[33:])
+    expected = np.rot90(scene[..., :1] if grey else scene, -1)
+    assert np.abs(read(path).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize('name', ['x.png', 'x.tif'])
+def test_a_data_set_has_colours_of_8_bits(tmp_path, scene, name):
+    cv2.imwrite(str(tmp_path / name), scene.astype(np.uint16) * 16)
+    with pytest.raises(DataError, match='more than 8 bits'):
+        read_image(tmp_path / name)
 
 
 def test_what_is_no_number_is_named(tmp_path):

@@ -25,7 +25,7 @@ def photograph(path, orientation):
         return np.asarray(ImageOps.exif_transpose(stored).convert('RGB'))
 
 
-@pytest.mark.parametrize('ending', ['.jpg', '.png'])
+@pytest.mark.parametrize('ending', ['.jpg', '.png', '.tif'])
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_images_are_read_upright(tmp_path, orientation, ending):
     path = tmp_path / f'x{ending}'
@@ -37,6 +37,27 @@ def test_images_are_read_upright(tmp_path, orientation, ending):
     apart = small.astype(int) - cv2.resize(upright, small.shape[1::-1],
                                            interpolation=cv2.INTER_AREA)
     assert np.abs(apart).mean() < 3
+
+
+def test_webp_is_read_upright(tmp_path):
+    path = tmp_path / 'x.webp'
+    upright = photograph(path, 6)
+    np.testing.assert_array_equal(read_image(path), upright)
+    assert check_image(path) == upright.shape[1::-1]
+
+
+def test_an_orientation_may_stand_behind_other_data(tmp_path):
+    """As image editors write long descriptions, and some XMP alone."""
+    path = tmp_path / 'x.jpg'
+    upright = photograph(path, 6)
+    data = path.read_bytes()
+    comment = b'\xff\xfe\xff\xfd' + bytes(0xfffb)
+    path.write_bytes(data[:2] + 2 * comment + data[2:])
+    np.testing.assert_array_equal(read_image(path), upright)
+    xmp = (b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description '
+           b'tiff:Orientation="6"/></x:xmpmeta>')
+    Image.fromarray(np.rot90(upright)).save(path, quality=95, xmp=xmp)
+    assert read_image(path).shape == upright.shape
 
 
 @pytest.mark.parametrize('orientation', [3, 6, 8])

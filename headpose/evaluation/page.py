@@ -45,9 +45,7 @@ def draw_face(dataset, index, angles, cube=False):
 
     Returns the image, and of the face's box centre and half its larger side.
     """
-    # cv2.imread ends the process at a name that is no UTF-8.
-    image = cv2.imdecode(np.fromfile(dataset.path(index), np.uint8),
-                         cv2.IMREAD_COLOR)  # upright, as datasets.py reads it
+    image = np.ascontiguousarray(dataset.image(index)[..., ::-1])  # BGR
     box = dataset.annotations.boxes[index].reshape(2, 2)
     center, size = box.mean(0), np.ptp(box, axis=0).max() / 2
     draw_pose(image, angles, center, size, cube)

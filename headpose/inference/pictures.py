@@ -16,8 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from headpose.errors import InputError
 from headpose.files import atomic, printable, read_bytes
-from headpose.readers.images import (MAX_FILE, PNG, decode,
-                                     image_faults)
+from headpose.readers.images import (MAX_FILE, ORIENTATION, PNG, bits_of,
+                                     decode, image_faults, with_orientation)
 
 try:  # optional: it reads the HEIC pictures of telephones
     import pillow_heif
@@ -35,6 +35,7 @@ WEB = 'http://', 'https://'  # how a picture's address begins
 TIMEOUT = 10  # seconds without a byte, after which an address is given up
 BITS = 8, 10, 12, 14, 16, 32  # of a pixel's number, in the cameras' formats
 MOST = 2 ** 16 - 1  # of a number of 16 bits
+DEEP = 'I', 'F'  # Pillow's modes of grey with 16 and 32 bits, and of floats
 GREY = 128  # behind transparent pixels
 
 
@@ -118,17 +119,42 @@ def decode_picture(name, data, say=None):
                 ) from None
         if picture.format in ('JPEG', 'MPO'):
             check_jpeg(data)
-        bits = significant_bits(data)
-        if say and picture.mode.startswith('I;16'):
-            pixels = np.asarray(picture)
-            if (top := range_of(pixels, bits)) < MOST:
+        if picture.mode.startswith(DEEP):
+            picture = ImageOps.exif_transpose(picture)
+        # Before it is loaded: Pillow turns a TIFF then.
+        orientation = picture.getexif().get(ORIENTATION, 1)
+        picture.load()
+        pixels, bits = deep_pixels(picture, data), significant_bits(data)
+        if pixels is not None:
+            if say and pixels.dtype == np.uint16 and (
+                    top := range_of(pixels[..., :3], bits)) < MOST:
                 say(f'{printable(name)}: 16-bit values up to '
-                    f'{pixels.max():,}: read as {top.bit_length()} bits')
-        return bgr(ImageOps.exif_transpose(picture), bits)
+                    f'{pixels[..., :3].max():,}: read as {top.bit_length()} '
+                    'bits')
+            picture = with_orientation(eight_bits(pixels, bits), orientation)
+        return bgr(ImageOps.exif_transpose(picture))
+
+
+def deep_pixels(picture, data=b''):
+    """Returns the numbers of more than 8 bits in a picture, or None.
+
+    They are (H, W, 3), RGB, or (H, W, 4), RGBA.
+    """
+    if picture.mode.startswith(DEEP):
+        return np.asarray(picture)[..., None].repeat(3, 2)
+    if bits_of(picture, data) <= 8:
+        return None
+    # Pillow would cut off the lower bits.
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8),
+                          cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim < 3:
+        raise ValueError('its colours have more than 8 bits')
+    return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4
+                        else cv2.COLOR_BGR2RGB)
 
 
 def significant_bits(data):
-    """Returns the bits that a PNG's chunk sBIT names for grey, or 0."""
+    """Returns the bits that a PNG's chunk sBIT names first, or 0."""
     _, chunk, value = data.partition(b'IDAT')[0].partition(b'sBIT')
     return value[0] if chunk and data.startswith(PNG) else 0
 
@@ -145,15 +171,13 @@ def check_jpeg(data):
             raise
 
 
-def bgr(picture, significant=0):
+def bgr(picture):
     """Returns a Pillow image's pixels (H, W, 3), BGR, 8 bits.
 
-    `significant` bits of grey are those that the file names, 0 for unknown.
     More bits are scaled, not cut off; transparent pixels are laid on grey.
     """
-    if picture.mode.startswith(('I', 'F')):  # 16 and 32 bits, floats
-        return cv2.cvtColor(eight_bits(np.asarray(picture, float),
-                                       significant), cv2.COLOR_GRAY2BGR)
+    if picture.mode.startswith(DEEP):
+        picture = Image.fromarray(eight_bits(deep_pixels(picture)))
     if picture.has_transparency_data:
         picture = picture.convert('RGBA')
         below = Image.new('RGBA', picture.size, (GREY, GREY, GREY, 255))
@@ -162,12 +186,20 @@ def bgr(picture, significant=0):
                         cv2.COLOR_RGB2BGR)
 
 
-def eight_bits(pixels, significant):
-    """Scales numbers (H, W) to uint8, from the least range that has them."""
+def eight_bits(pixels, significant=0):
+    """Scales numbers to uint8, from the least range that has them.
+
+    `pixels` are those of `deep_pixels`; `significant` bits of colour are those
+    that the file names, 0 for unknown.
+    """
     if not np.isfinite(pixels).all():
         raise ValueError('a pixel is not finite')
-    return np.rint(pixels.clip(0) * (255 / range_of(pixels, significant))
-                   ).astype(np.uint8)
+    colours, alpha = pixels[..., :3], pixels[..., 3:]
+    parts = [(colours, significant), (alpha, 0)] if alpha.size else [
+        (colours, significant)]
+    return np.concatenate([
+        np.rint(part.clip(0) * (255 / range_of(part, bits))).astype(np.uint8)
+        for part, bits in parts], 2)
 
 
 def range_of(pixels, significant=0):

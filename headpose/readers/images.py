@@ -18,9 +18,10 @@ MAX_PIXELS = 178_956_970  # Pillow takes a file with more for an attack
 JPEG = b'\xff\xd8'  # a JPEG's first bytes
 # The formats that are read, whatever the ending of a file's name.
 FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'TIFF', 'WEBP')
-EXIF, PNG = b'Exif\0\0', b'\x89PNG'
-EXIF_WITHIN = 2 ** 16  # bytes: the first segment of a JPEG holds it
-ORIENTATION = 0x0112  # EXIF's tag
+PNG = b'\x89PNG'
+# One of them is in a JPEG with an orientation, in its EXIF or XMP.
+MAY_TURN = b'Exif\0\0', b'Orientation'
+ORIENTATION, BITS_PER_SAMPLE = 0x0112, 0x0102  # tags of EXIF and TIFF
 
 
 def find_images(data_dir, subfolder='', endings=ENDINGS):
@@ -76,20 +77,24 @@ def check_image(path):
 
 
 def decode_file(path, fast, shrink):
-    """Returns `decode`'s result, upright; raises as `read_image`."""
+    """Returns `decode`'s result for a file; raises as `read_image`."""
     data = read_bytes(path, MAX_FILE)
     with image_faults(path):
-        pixels, size = decode(data, fast, shrink)
-        # Pillow opens only the images that may have an orientation.
-        if EXIF in data[:EXIF_WITHIN] or data.startswith(PNG):
-            with Image.open(io.BytesIO(data), formats=FORMATS) as stored:
-                orientation = stored.getexif().get(ORIENTATION, 1)
-            if orientation in range(2, 9):  # others are no orientation
-                image = Image.fromarray(pixels)
-                image.getexif()[ORIENTATION] = orientation
-                pixels = np.asarray(ImageOps.exif_transpose(image))
-                size = size if orientation < 5 else size[::-1]
-        return pixels, size
+        return decode(data, fast, shrink)
+
+
+def with_orientation(pixels, orientation):
+    """Returns a Pillow image of pixels, with an EXIF orientation."""
+    image = Image.fromarray(pixels)
+    image.getexif()[ORIENTATION] = orientation
+    return image
+
+
+def bits_of(image, data):
+    """Returns the bits of a number in a Pillow image's file, 8 if unknown."""
+    if data.startswith(PNG):
+        return data[24]
+    return max(getattr(image, 'tag_v2', {}).get(BITS_PER_SAMPLE, (8,)))
 
 
 @contextlib.contextmanager
@@ -105,7 +110,7 @@ def image_faults(path):
 
 
 def decode(data, fast, shrink):
-    """Returns an RGB array, see `read_image`, and the image's own size."""
+    """Returns an upright RGB array, see `read_image`, and the image's size."""
     if not data.startswith(JPEG):
         return decode_with_pillow(data, shrink)
     try:
@@ -119,19 +124,32 @@ def decode(data, fast, shrink):
     if colors in ('CMYK', 'YCCK'):
         simplejpeg.decode_jpeg(data, 'CMYK')  # strictly; Pillow converts
         return decode_with_pillow(data, shrink)
-    return simplejpeg.decode_jpeg(
+    pixels = simplejpeg.decode_jpeg(
         data, fastupsample=fast, min_height=-(-height // shrink),
-        min_width=-(-width // shrink)), (width, height)
+        min_width=-(-width // shrink))
+    # Pillow opens only the images that may have an orientation.
+    if any(map(data.__contains__, MAY_TURN)):
+        with Image.open(io.BytesIO(data), formats=FORMATS) as stored:
+            orientation = stored.getexif().get(ORIENTATION)
+        if orientation in range(2, 9):  # others are no orientation
+            pixels = np.asarray(ImageOps.exif_transpose(
+                with_orientation(pixels, orientation)))
+            if orientation > 4:
+                width, height = height, width
+    return pixels, (width, height)
 
 
 def decode_with_pillow(data, shrink):
     """Decodes an image as `decode` does."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         check_pixels(*image.size)
-        if image.mode.startswith(('I', 'F')):  # Pillow would cut off above 255
-            raise ValueError('its grey levels have more than 8 bits')
+        # Of grey levels Pillow would cut off those above 255, and of colours
+        # the lower bits.
+        if image.mode.startswith(('I', 'F')) or bits_of(image, data) > 8:
+            raise ValueError('its levels have more than 8 bits')
         image.verify()  # a PNG's checksums, which decoding passes over
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        image = ImageOps.exif_transpose(image)
         return np.asarray(image.convert('RGB').reduce(shrink)), image.size
 
 
