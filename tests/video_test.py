@@ -463,6 +463,23 @@ def test_pieces_of_film_follow_each_other(call, tmp_path, sound):
         assert len(container.streams) == (2 if sound else 1)
 
 
+@pytest.mark.parametrize('first, sound', [(3600, None), (0, 'aac')])
+def test_a_piece_may_fall_back_by_an_hour_or_bring_sound(call, tmp_path,
+                                                         first, sound):
+    """As a recorder leaves them that starts again."""
+    late = write_clip(tmp_path / 'late.ts', [
+        first + number / 25 for number in range(10)]).read_bytes()
+    early = write_clip(tmp_path / 'early.ts', [
+        number / 25 for number in range(10)], sound=sound).read_bytes()
+    (tmp_path / 'two.ts').write_bytes(late + early)
+    status, out, err = call(tmp_path / 'two.ts')
+    assert status == 0, err
+    seconds = [float(row['seconds']) for row in rows(tmp_path / 'out')]
+    assert len(seconds) == 20
+    np.testing.assert_allclose(np.diff(seconds), 1 / 25, atol=0.01)
+    assert (sound is None) == ('two.ts: the sound' not in out)
+
+
 # ----------------------------------------------------------------- addresses
 
 @pytest.fixture
@@ -535,6 +552,21 @@ def test_a_film_that_breaks_off_is_said(call, tmp_path, serve, ending):
     done = [row['drawn'] for row in rows(tmp_path / 'out')]
     assert done.count('whole.mp4') == 75
     assert done.count('half.mp4') < 50
+
+
+@pytest.mark.parametrize('ending', ['mp4', 'mkv', 'ts'])
+def test_a_whole_film_may_come_without_its_length(call, tmp_path, serve,
+                                                  ending):
+    """As from servers that end an answer by hanging up."""
+    def answer(handler):
+        send_head(handler)
+        handler.wfile.write(data)
+    whole = write_clip(tmp_path / f'whole.{ending}', [
+        n / 25 for n in range(50)], faststart=True)
+    data = whole.read_bytes()
+    status, _, err = call(f'{serve(answer)}/whole.{ending}')
+    assert status == 0, err
+    assert len(rows(tmp_path / 'out')) == 50
 
 
 def test_a_film_is_whole_where_its_sound_or_last_picture_lasts(call,

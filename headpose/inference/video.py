@@ -166,7 +166,11 @@ class Film(Moving):
         self.source = source
         self.sound_packets = []
         try:
-            options = {'framerate': str(fps)} if fps else {}
+            # FFmpeg takes a clock that falls back by far for one that has
+            # run over: here another piece of film begins.
+            options = {'correct_ts_overflow': '0'}
+            if fps:
+                options['framerate'] = str(fps)
             if source.startswith('rtsp'):
                 options['rtsp_transport'] = 'tcp'
             self.container = av.open(
@@ -185,7 +189,10 @@ class Film(Moving):
                           or USUAL_RATE)
         self.total = self.video.frames or None
         # FFmpeg's clock may start anywhere: here the first stream's is 0.
-        self.start = (self.container.start_time or 0) / av.time_base
+        self.start = min(
+            (float(stream.start_time * stream.time_base)
+             for stream in (self.video, self.sound)
+             if stream and stream.start_time is not None), default=0.0)
         # Seconds of the pieces before, in a film of several, one behind the
         # other, whose clocks start again.
         self.offset = 0.0
@@ -214,10 +221,13 @@ class Film(Moving):
     def sound_stream(self):
         """Returns the sound's stream, or None; notes what is left out."""
         for stream in self.container.streams.audio[:1]:
-            if (codec := stream.codec_context.name) in SOUND:
+            codec = stream.codec_context.name
+            if codec in SOUND and stream.codec_context.sample_rate:
                 return stream
-            self.notice = (f'{printable(self.source)}: the sound ({codec}) is '
-                           'left out: browsers do not play it in an MP4')
+            self.notice = (
+                f'{printable(self.source)}: the sound ({codec}) is left out: '
+                + ('it begins too late' if codec in SOUND else
+                   'browsers do not play it in an MP4'))
         return None
 
     def __iter__(self):
@@ -268,8 +278,12 @@ class Film(Moving):
                                          * packet.time_base))
                 yield packet
         except av.FFmpegError as error:
-            if not self.is_untimed:  # which always ends so
+            # FFmpeg calls the end of an answer of unknown length an error.
+            if not (self.source.startswith(WEB) and self.container.size < 0):
                 damage.append(reason(error))
+            rest = av.Packet()  # the frames that the decoder holds back
+            rest.stream = self.video
+            yield rest
         if end < self.length() - MISSING:
             damage.append(f'it ends after {end:.1f} of {self.length():.1f} '
                           'seconds')
