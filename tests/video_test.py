@@ -463,19 +463,20 @@ def test_pieces_of_film_follow_each_other(call, tmp_path, sound):
         assert len(container.streams) == (2 if sound else 1)
 
 
-@pytest.mark.parametrize('first, sound', [(3600, None), (0, 'aac')])
-def test_a_piece_may_fall_back_by_an_hour_or_bring_sound(call, tmp_path,
-                                                         first, sound):
+@pytest.mark.parametrize('first, count, sound', [(3600, 10, None),
+                                                 (0, 200, 'aac')])
+def test_a_piece_may_fall_back_by_an_hour_or_bring_sound(
+        call, tmp_path, first, count, sound):
     """As a recorder leaves them that starts again."""
     late = write_clip(tmp_path / 'late.ts', [
-        first + number / 25 for number in range(10)]).read_bytes()
+        first + number / 25 for number in range(count)]).read_bytes()
     early = write_clip(tmp_path / 'early.ts', [
         number / 25 for number in range(10)], sound=sound).read_bytes()
     (tmp_path / 'two.ts').write_bytes(late + early)
     status, out, err = call(tmp_path / 'two.ts')
     assert status == 0, err
     seconds = [float(row['seconds']) for row in rows(tmp_path / 'out')]
-    assert len(seconds) == 20
+    assert len(seconds) == count + 10
     np.testing.assert_allclose(np.diff(seconds), 1 / 25, atol=0.01)
     assert (sound is None) == ('two.ts: the sound' not in out)
 
