@@ -9,7 +9,7 @@ test's crop around a face box, 128 pixels a side for `shufflenet_faces` and
 """
 import os
 
-from headpose.training.checkpoint import load_network
+from headpose.training.checkpoint import download, load_network
 from hopenet import AttNet
 from shufflenet import ShuffleNet, rebuild
 
@@ -40,5 +40,5 @@ def shufflenet(width=1.0, pretrained=False):
 def prepared(model, pretrained):
     """Returns a network in eval mode, with ImageNet's weights if asked."""
     if pretrained:
-        model.load_pretrained(model.imagenet_weights.get_state_dict())
+        model.load_pretrained(download(model.imagenet_weights))
     return model.eval()

@@ -68,6 +68,13 @@ def test_a_file_put_there_by_hand_is_compared_with_its_name(
     assert '\n' not in str(caught.value)
 
 
+def test_a_folder_put_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    (tmp_path / 'checkpoints' / 'resnet50-0676ba61.pth').mkdir(parents=True)
+    with pytest.raises(WeightsError, match='SHA-256'):
+        checkpoint.download(AttNet().imagenet_weights)
+
+
 def test_the_right_file_put_there_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     (tmp_path / 'checkpoints').mkdir()

@@ -6,7 +6,9 @@ import sys
 import tomllib
 
 import pytest
+import torch
 
+import hubconf
 from tests.conftest import ROOT
 
 # Others' programs have modules of the names of ours: Hugging Face's datasets.
@@ -41,6 +43,19 @@ def load(name, tmp_path, **options):
 def test_networks_are_loaded_beside_others_modules(tmp_path, name, options,
                                                    config):
     assert load(name, tmp_path, **options) == f'(2, 3) (2,) {config}\n'
+
+
+def test_weights_in_the_cache_are_compared_with_their_name(tmp_path):
+    """A file put there by hand is loaded without a word by PyTorch."""
+    weights = hubconf.ShuffleNet().imagenet_weights
+    (tmp_path / 'hub' / 'checkpoints').mkdir(parents=True)
+    torch.save({}, tmp_path / 'hub' / 'checkpoints'
+               / os.path.basename(weights.url))
+    done = subprocess.run(
+        [sys.executable, '-c', CODE, ROOT, 'shufflenet',
+         "{'pretrained': True}"], capture_output=True, text=True, timeout=600,
+        env=os.environ | {'TORCH_HOME': str(tmp_path)})
+    assert done.returncode == 1 and 'its SHA-256 does' in done.stderr
 
 
 def test_networks_are_loaded_beside_the_installed_package(tmp_path):

@@ -512,9 +512,10 @@ def test_angles_from_0_to_360_are_turned(tmp_path, capsys):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize('separator', [',', ';'])
-def test_excels_first_line_names_the_separator(tmp_path, separator):
+@pytest.mark.parametrize('line, separator', [
+    ('sep=,', ','), ('sep=;', ';'), ('SEP=;', ';'), ('"sep=;"', ';')])
+def test_excels_first_line_names_the_separator(tmp_path, line, separator):
     text = table_text([ROW], separator=separator)
-    (tmp_path / 'x.csv').write_text(f'sep={separator}\n{text}')
+    (tmp_path / 'x.csv').write_text(f'{line}\n{text}')
     row, = labels.read_table(tmp_path / 'x.csv', tmp_path).rows
     assert row.name == 'image00002' and row.where.endswith('line 3')

@@ -205,7 +205,8 @@ def read_records(path, data):
         raise fault(path, 'is not a text file in UTF-8')
     text = data.decode('utf-8-sig', 'surrogateescape')
     header, *others = text.lstrip().splitlines()[:2] or [',']
-    excel = header.startswith('sep=') and others  # Excel's own first line
+    # Excel's own first line.
+    excel = header.lower().strip('"').startswith('sep=') and others
     header = others[0] if excel else header
     separator = max(',;', key=header.count)
     if separator not in header:

@@ -226,7 +226,8 @@ def download(weights):
     name = os.path.basename(weights.url)
     file = os.path.join(torch.hub.get_dir(), 'checkpoints', name)
     start = name.rpartition('-')[2].partition('.')[0]  # of the SHA-256
-    if os.path.exists(file) and not digest(file).startswith(start):
+    if os.path.exists(file) and not (
+            os.path.isfile(file) and digest(file).startswith(start)):
         raise WeightsError(f'{file}: is not {weights.url}: its SHA-256 does '
                            f'not begin with {start}; remove it, or put the '
                            'right file there')
