@@ -37,7 +37,7 @@ from tools import benchmark
 
 NETWORKS = AttNet, ShuffleNet
 BATCHES = 32, 128
-SECONDS, SHORT_SECONDS = 360, 150  # after which no row begins
+SECONDS, SHORT_SECONDS = 360, 120  # after which no row begins
 # A step's variants: precision, compiled, channels last, fused optimizer.
 CASES = {'float32': ('off', False, True, True),
          'bf16': ('bf16', False, True, True),

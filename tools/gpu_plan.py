@@ -1,7 +1,7 @@
 """Trains and measures in a lent GPU's minutes what is worth most.
 
     bash tools/gpu_plan.sh measure                  first call
-    bash tools/gpu_plan.sh train --minutes 9        last call
+    bash tools/gpu_plan.sh train --minutes 8        last call
     bash tools/gpu_plan.sh results --jobs NAME      what train left behind
 
 tools/README.md, "A GPU for fifteen minutes", says how.  Without a GPU each
@@ -67,7 +67,7 @@ MOBILE = seeds('mobilenet_v3_large', 'shufflenet', '--backbone '
 SHUFFLE = seeds('shufflenet', 'shufflenet', '', 170, 80, 8)
 CBAM, PLAIN = (
     seeds(f'resnet_{attention}', 'attnet', f'--attention {attention} --amp '
-          'bf16 --compile --image_size 128 --lr 0.003', 60, 40, 8, start=100)
+          'bf16 --compile --image_size 128 --lr 0.003', 60, 30, 8, start=100)
     for attention in ('cbam', 'none'))
 ACCIDENTS = [job for name, more in (
     ('plain', ''), ('by_image', '--split image'),
@@ -95,8 +95,8 @@ def parse(argv=None):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('verb', choices=('measure', 'train', 'results'))
-    parser.add_argument('--minutes', type=float, default=9,
-                        help='from now on; default: 9')
+    parser.add_argument('--minutes', type=float, default=8,
+                        help='from now on; default: 8')
     names = {job.name: job for job in JOBS}
     parser.add_argument('--jobs', nargs='+', choices=names, default=[*names],
                         metavar='NAME', help='in order of worth; default: '
@@ -127,6 +127,13 @@ def recipe():
     more = re.search(r'recipe=\((.*?)\)', text, re.DOTALL).group(1)
     return [word for name, value in values
             for word in (f'--{name}', value)] + shlex.split(more)
+
+
+def words_of(job, epochs):
+    """Returns the options of a job's training, but for data and output."""
+    return [*(recipe() if job.recipe else ()), *shlex.split(job.options.format(
+        first=epochs * 2 // 3, second=epochs * 11 // 12)),
+        '--num_epochs', str(epochs), '--workers', str(job.workers)]
 
 
 def measure(options):
@@ -176,10 +183,8 @@ def affordable(job, left, rate, begun=None, done=0):
 
 def begin(options, job, epochs, data, table):
     """Starts a job, or goes on with it; returns a `Running`."""
-    words = [*(recipe() if job.recipe else ()), *shlex.split(
-        job.options.format(first=epochs * 2 // 3, second=epochs * 11 // 12)),
-        '--labels', table, '--data_dir', data, '--num_epochs', epochs,
-        '--workers', job.workers, '--output', options.runs / f'{job.name}.pkl']
+    words = [*words_of(job, epochs), '--labels', table, '--data_dir', data,
+             '--output', options.runs / f'{job.name}.pkl']
     if (options.runs / f'{job.name}_last.pkl').exists():
         words.append('--resume')
     if options.tiny:  # a compiler takes its time

@@ -3,7 +3,7 @@
 #
 #     bash tools/gpu_plan.sh pack --labels FILE.csv --data_dir DIR
 #     bash tools/gpu_plan.sh measure            # there, in the first call
-#     bash tools/gpu_plan.sh train --minutes 9  # there, in the last
+#     bash tools/gpu_plan.sh train --minutes 8  # there, in the last
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1
