@@ -131,9 +131,11 @@ def recipe():
 
 def words_of(job, epochs):
     """Returns the options of a job's training, but for data and output."""
-    return [*(recipe() if job.recipe else ()), *shlex.split(job.options.format(
-        first=epochs * 2 // 3, second=epochs * 11 // 12)),
-        '--num_epochs', str(epochs), '--workers', str(job.workers)]
+    steps = {'first': max(1, epochs * 2 // 3),
+             'second': max(1, epochs * 11 // 12)}
+    return [*(recipe() if job.recipe else ()),
+            *shlex.split(job.options.format(**steps)),
+            '--num_epochs', str(epochs), '--workers', str(job.workers)]
 
 
 def measure(options):
