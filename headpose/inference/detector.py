@@ -309,7 +309,7 @@ class YuNet:
         Returns:
             `Faces` with one row, or none.
         """
-        face, window = upright_faces(np.empty((0, 4)), np.empty(0)), None
+        face, window = NOBODY, None
         for _ in range(SIGHTS):
             before, window = window, Window.around(box)
             if window == before:
@@ -364,6 +364,9 @@ class YuNet:
 def upright_faces(boxes, scores):
     """Returns `Faces` that stand upright."""
     return Faces(boxes, scores, np.zeros(len(boxes), int))
+
+
+NOBODY = upright_faces(np.empty((0, 4)), np.empty(0))
 
 
 def make_detector(path=YUNET, box=None, whole=False, min_score=MIN_SCORE):

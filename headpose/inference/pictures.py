@@ -147,7 +147,7 @@ def deep_pixels(picture, data=b''):
     # Pillow would cut off the lower bits.
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8),
                           cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.ndim < 3:
+    if pixels is None:
         raise ValueError('its colours have more than 8 bits')
     return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4
                         else cv2.COLOR_BGR2RGB)

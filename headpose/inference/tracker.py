@@ -5,8 +5,8 @@ import numpy as np
 
 from headpose.geometry.pose import angles_near, mean_angles
 from headpose.geometry.smooth import OneEuro
-from headpose.inference.detector import (TURNS, YuNet, iou, merged,
-                                         upright_faces, without)
+from headpose.inference.detector import (NOBODY, TURNS, YuNet, iou, merged,
+                                         without)
 from headpose.inference.estimator import Head
 
 MIN_IOU = 0.3  # of a face's box with where it was expected
@@ -157,10 +157,9 @@ class Follower:
             return detector(image)
         if self.every_frame:
             return detector.measure(image, detector(image))
-        faces = merged([
-            upright_faces(np.empty((0, 4)), np.empty(0)),
-            *(self.look_near(image, face.expected(seconds), face.head.turn)
-              for face in self.track.faces.values())])
+        faces = merged([NOBODY, *(
+            self.look_near(image, face.expected(seconds), face.head.turn)
+            for face in self.track.faces.values())])
         # A clock that starts again needs a look, too.
         if (self.doubtful or len(faces.boxes) < len(self.heads)
                 or not 0 <= seconds - self.looked < LOOK_EVERY):
