@@ -99,6 +99,7 @@ class PoseNetwork(nn.Module):
 
     title = torchvision_name = ''  # the name in messages, and the backbone's
     stem = ()  # the modules that stay frozen with ImageNet weights
+    pixel_scale = PIXEL_MEAN, PIXEL_STD  # of red, green and blue
     # The released code stepped some parameters several times in a batch (parts
     # of their names, and how often), and some heads never.
     published_factors = published_untrained = ()
@@ -112,7 +113,7 @@ class PoseNetwork(nn.Module):
             self.add_module(head, nn.Linear(features, NUM_BINS))
         self.config = config
         self.pretrained_norms = []
-        mean, std = torch.tensor([PIXEL_MEAN, PIXEL_STD])[..., None, None]
+        mean, std = torch.tensor(self.pixel_scale)[..., None, None]
         self.register_buffer('pixel_mean', mean, persistent=False)
         self.register_buffer('pixel_std', std, persistent=False)
 

@@ -3,13 +3,15 @@
 ShuffleNetV2 (Ma et al., ECCV 2018) is torchvision's; only its classifier is
 replaced.  So are the document's other candidates: MobileNetV2 (Sandler et
 al., CVPR 2018), MobileNetV3 (Howard et al., ICCV 2019) and EfficientNet-B0
-(Tan and Le, ICML 2019).  Its CondenseNet is not in torchvision.
+(Tan and Le, ICML 2019).  Its CondenseNet is not in torchvision, and neither is
+EfficientNet-Lite0, which is in headpose/networks.
 """
 from torch import nn
 from torchvision import models
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 from headpose.errors import WeightsError
+from headpose.networks import efficientnet_lite
 from headpose.networks.fusion import join_norms
 from hopenet import AttNet, PoseNetwork
 
@@ -17,12 +19,13 @@ from hopenet import AttNet, PoseNetwork
 # by the channel multiplier; the document's is 1.0.
 CHANNELS = {0.5: [24, 48, 96, 192, 1024], 1.0: [24, 116, 232, 464, 1024],
             1.5: [24, 176, 352, 704, 1024], 2.0: [24, 244, 488, 976, 2048]}
-# torchvision's names of the other backbones, and of each a key that its state
-# dict alone has.
+# The names of the other backbones, torchvision's where it has them, and of each
+# a key that its state dict alone has.
 MARKS = {'mobilenet_v2': 'features.1.conv.0.0.weight',
          'mobilenet_v3_large': 'features.16.0.weight',
          'mobilenet_v3_small': 'features.12.0.weight',
-         'efficientnet_b0': 'features.1.0.block.0.0.weight'}
+         'efficientnet_b0': 'features.1.0.block.0.0.weight',
+         'efficientnet_lite0': 'features.17.0.weight'}
 RESNET_MARK = 'layer1.0.conv3.weight'
 SHUFFLENET_MARK = 'stage2.0.branch1.2.weight'  # half of stage 2's channels
 
@@ -52,7 +55,7 @@ class ShuffleNet(PoseNetwork, ShuffleNetV2):
 
 
 class MobileNetwork(PoseNetwork):
-    """A MobileNet or EfficientNet of torchvision with pose heads.
+    """A MobileNet or EfficientNet with pose heads.
 
     Without dropout or EfficientNet's stochastic depth: a batch in parts must
     give the gradients of the whole.  `backbone` is a key of MARKS.
@@ -62,10 +65,16 @@ class MobileNetwork(PoseNetwork):
 
     def __init__(self, backbone='mobilenet_v2'):
         super().__init__()
-        self.title = self.torchvision_name = backbone
+        self.title = backbone
         whole = ({'stochastic_depth_prob': 0.0}
                  if backbone == 'efficientnet_b0' else {})
-        network = models.get_model(backbone, **whole)
+        if backbone == 'efficientnet_lite0':
+            network = efficientnet_lite.EfficientNetLite0()
+            self.pixel_scale = (efficientnet_lite.PIXEL_MEAN,
+                                efficientnet_lite.PIXEL_STD)
+        else:
+            network = models.get_model(backbone, **whole)
+            self.torchvision_name = backbone
         self.features = network.features
         # MobileNetV3 has a layer of features behind the mean.
         self.classifier = nn.Sequential(*[

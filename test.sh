@@ -22,13 +22,14 @@ fi
 case $network in
     attnet) checkpoint=resnet ;;
     shufflenet) checkpoint=shufflenet ;;
-    mobilenet_v2 | mobilenet_v3_large | mobilenet_v3_small | efficientnet_b0)
+    mobilenet_v2 | mobilenet_v3_large | mobilenet_v3_small | efficientnet_b0 | \
+        efficientnet_lite0)
         checkpoint=$network network=shufflenet ;;
     faces) network=shufflenet checkpoint=shufflenet_faces ;;
     all) checkpoint= ;;
     *) echo "test.sh: '$network' is none of attnet, shufflenet," \
            "mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small," \
-           "efficientnet_b0, faces, all" >&2
+           "efficientnet_b0, efficientnet_lite0, faces, all" >&2
        exit 2 ;;
 esac
 

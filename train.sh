@@ -27,7 +27,8 @@ recipe=()
 case $network in
     attnet) checkpoint=resnet ;;
     shufflenet) checkpoint=shufflenet ;;
-    mobilenet_v2 | mobilenet_v3_large | mobilenet_v3_small | efficientnet_b0)
+    mobilenet_v2 | mobilenet_v3_large | mobilenet_v3_small | efficientnet_b0 | \
+        efficientnet_lite0)
         checkpoint=$network
         recipe=(--backbone "$network")
         network=shufflenet ;;
@@ -40,7 +41,7 @@ case $network in
                 --light 0.5 --occlude 0.2 --weak_end 0.1 --amp off) ;;
     *) echo "train.sh: '$network' is none of attnet, shufflenet," \
            "mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small," \
-           "efficientnet_b0, faces" >&2
+           "efficientnet_b0, efficientnet_lite0, faces" >&2
        exit 2 ;;
 esac
 

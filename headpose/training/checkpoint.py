@@ -9,6 +9,7 @@ import torch
 from headpose.errors import WeightsError
 from headpose.files import atomic, digest
 from headpose.geometry.pose import AXES
+from headpose.networks import efficientnet_lite
 from headpose.networks.weights import load_exactly, plain_keys
 from headpose.training.options import CROP_SIZES, SHIPPED
 
@@ -192,7 +193,7 @@ def load_pretrained(model, choice, batch_norms='frozen'):
     """
     if choice == 'none':
         return
-    checkpoint = ({'model': download(model.imagenet_weights)}
+    checkpoint = ({'model': imagenet_state(model)}
                   if choice == 'imagenet' else read_checkpoint(choice))
     with errors_named(choice):
         model.load_pretrained(checkpoint['model'])
@@ -216,6 +217,13 @@ def pretrained_text(model, checkpoint):
         + ('; the attention starts fresh'
            if any('.cbam.' in key for key in fresh) else '')
         + ('' if heads else f'; {", ".join(model.stem)} not trained'))
+
+
+def imagenet_state(model):
+    """Returns the ImageNet weights of a fresh `hopenet.PoseNetwork`."""
+    if model.torchvision_name:
+        return download(model.imagenet_weights)
+    return efficientnet_lite.imagenet_state()
 
 
 def download(weights):

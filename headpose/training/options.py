@@ -13,7 +13,7 @@ CHECKPOINTS = {'attnet': 'checkpoints/resnet.pkl',
                'shufflenet': 'checkpoints/shufflenet.pkl'}
 # Of the compact networks, torchvision's names beside the document's.
 BACKBONES = ('shufflenet', 'mobilenet_v2', 'mobilenet_v3_large',
-             'mobilenet_v3_small', 'efficientnet_b0')
+             'mobilenet_v3_small', 'efficientnet_b0', 'efficientnet_lite0')
 # The spellings in use: the releases', the document's and HopeNet's options.
 DATASETS = {'AFLW2000': 'AFLW2000', 'AFLW2000-3D': 'AFLW2000',
             '300W_LP': '300W_LP', '300W-LP': '300W_LP',
