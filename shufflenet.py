@@ -19,8 +19,8 @@ from hopenet import AttNet, PoseNetwork
 # by the channel multiplier; the document's is 1.0.
 CHANNELS = {0.5: [24, 48, 96, 192, 1024], 1.0: [24, 116, 232, 464, 1024],
             1.5: [24, 176, 352, 704, 1024], 2.0: [24, 244, 488, 976, 2048]}
-# The names of the other backbones, torchvision's where it has them, and of each
-# a key that its state dict alone has.
+# The other backbones by torchvision's names, where it has them, and of each a
+# key that its state dict alone has.
 MARKS = {'mobilenet_v2': 'features.1.conv.0.0.weight',
          'mobilenet_v3_large': 'features.16.0.weight',
          'mobilenet_v3_small': 'features.12.0.weight',

