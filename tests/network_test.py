@@ -234,6 +234,29 @@ def test_loss_is_the_naive_one(alpha):
                                rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.quick
+def test_soft_bins_want_the_angle_itself():
+    """HopeNet's classes alone want the lower edge of the angle's bin."""
+    torch.manual_seed(0)
+    angles = torch.rand(7, 3) * 195 - 99  # up to 96 degrees
+    shares = hopenet.bin_shares(angles)
+    logits = shares.log().clamp(min=-30).requires_grad_()
+    np.testing.assert_allclose(hopenet.decode(logits).detach(), angles,
+                               atol=1e-3)
+    hopenet.pose_loss(logits, angles, soft_bins=True).sum().backward()
+    assert logits.grad.abs().max() < 1e-3
+    classes = F.one_hot(hopenet.bin_index(angles), 66)
+    edges = hopenet.decode(60.0 * classes)
+    assert 1 < (angles - edges).mean() < 2
+
+
+@pytest.mark.quick
+def test_soft_bins_end_with_the_last_bin():
+    shares = hopenet.bin_shares(torch.tensor([-99.0, 96.0, 99.0]))
+    assert shares.argmax(1).tolist() == [0, 65, 65]
+    torch.testing.assert_close(shares.sum(1), torch.ones(3))
+
+
 # ------------------------------------------------------------------- angles
 
 @pytest.mark.quick

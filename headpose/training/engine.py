@@ -116,7 +116,8 @@ def train_epoch(trainer, loader, epoch=1):
             with gradient_sync(trainer.ddp_model, is_last):
                 with autocast(trainer.device, recipe.amp):
                     logits = trainer.ddp_model(model.normalize(part))
-                loss = model.loss(logits, true, recipe.alpha).sum()
+                loss = model.loss(logits, true, recipe.alpha,
+                                  recipe.soft_bins).sum()
                 # DDP takes the mean over processes, the step that over images.
                 trainer.scaler.scale(loss * (world_size() / size)).backward()
             losses[-1] += loss.detach()
@@ -178,11 +179,12 @@ class Evaluation(NamedTuple):
         return np.abs(self.predicted - self.true)
 
 
-def evaluate(model, loader, alpha=2.0, flip=False):
+def evaluate(model, loader, alpha=2.0, flip=False, soft_bins=False):
     """Returns the `Evaluation` of a network on all images of a loader.
 
     With several processes each takes a part of the images, and all return
-    the result of all.  `alpha` is `pose_loss`'s, `flip` `predict`'s.
+    the result of all.  `flip` is `predict`'s, `alpha` and `soft_bins` are
+    `pose_loss`'s.
     """
     model.eval()
     # Index, predicted and true angles, loss, deviation.
@@ -190,7 +192,8 @@ def evaluate(model, loader, alpha=2.0, flip=False):
     for images, angles, indices in tqdm(loader, desc='evaluating',
                                         disable=None, leave=False):
         found = model.predict(images, flip)
-        losses = model.loss(found.logits, torch.as_tensor(angles), alpha)
+        losses = model.loss(found.logits, torch.as_tensor(angles), alpha,
+                            soft_bins)
         rows.append(np.column_stack([indices, found.angles, angles, losses,
                                      found.bin_std]))
         check_interrupt()
@@ -217,7 +220,8 @@ def fit(trainer, loaders, run):
             epoch = len(run.rows) + 1
             lr = recipe.lr * recipe.lr_factor(epoch - 1)
             loss = train_epoch(trainer, training, epoch)
-            result = evaluate(trainer.best_model, validation, recipe.alpha)
+            result = evaluate(trainer.best_model, validation, recipe.alpha,
+                              soft_bins=recipe.soft_bins)
             run.add_epoch(lr, loss, result)
             if process_rank() == 0:
                 run.write_best_and_last(trainer)

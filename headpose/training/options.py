@@ -144,6 +144,9 @@ def training_parser(description, network):
         'average of the weights, e.g. 0.999')
     add('--alpha', type=number(float, 0), default=2.0,
         help='weight of the squared error in the loss')
+    add('--soft_bins', action='store_true',
+        help='share an angle between its two nearest bins, which decode to '
+        'it; a bin alone decodes to its lower edge')
     add('--image_size', type=number(int, 64, CROP_SIZES[1]), default=[224],
         nargs='+', dest='image_sizes', metavar='PIXELS',
         help='side of the crops; several share the epochs equally, and the '

@@ -21,6 +21,7 @@ class Recipe:
     lr_steps: tuple = (8, 18)    # epochs after which it falls to a tenth
     one_cycle: bool = False      # instead, rise, then fall along cosines
     alpha: float = 2.0           # weight of the squared error in the loss
+    soft_bins: bool = False      # an angle shared by its two nearest bins
     ema: float = 0.0             # decay of the weights' average; 0: none
     patience: int | None = None  # epochs without a lower validation loss
     as_published: bool = False   # eval mode after the first epoch
@@ -35,7 +36,8 @@ class Recipe:
         return cls(
             num_epochs=options.num_epochs, lr=options.lr,
             lr_steps=options.lr_steps, one_cycle=options.one_cycle,
-            alpha=options.alpha, ema=options.ema, patience=options.patience,
+            alpha=options.alpha, soft_bins=options.soft_bins,
+            ema=options.ema, patience=options.patience,
             as_published=options.as_published, amp=options.amp,
             accumulate=options.accumulate, compile=options.compile,
             channels_last=options.channels_last)

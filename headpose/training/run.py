@@ -28,9 +28,9 @@ from headpose.training.options import sibling
 RUN_OPTIONS = {
     'attention', 'backbone', 'width', 'pretrained', 'batch_norms', 'landmarks',
     'split', 'split_seed', 'seed', 'batch_size', 'lr', 'lr_steps', 'one_cycle',
-    'head_factor', 'weight_decay', 'ema', 'alpha', 'as_published', 'augment',
-    'image_sizes', 'rotate', 'box_jitter', 'color_jitter', 'low_resolution',
-    'light', 'occlude', 'weak_end'}
+    'head_factor', 'weight_decay', 'ema', 'alpha', 'soft_bins', 'as_published',
+    'augment', 'image_sizes', 'rotate', 'box_jitter', 'color_jitter',
+    'low_resolution', 'light', 'occlude', 'weak_end'}
 # Not even --override can change these: they made the network, its weights, or
 # the optimizer's groups, which a checkpoint goes on with.
 FIXED_OPTIONS = {'attention', 'backbone', 'width', 'pretrained',
