@@ -20,6 +20,7 @@ from cbam import CBAM
 from headpose.errors import WeightsError
 from headpose.geometry import draw, pose
 from headpose.networks import fusion, weights
+from headpose.networks.efficientnet_lite import EfficientNetLite0
 from headpose.training.checkpoint import load_network
 from headpose.training.options import BACKBONES
 from hopenet import AttNet
@@ -52,7 +53,9 @@ def features(model, images):
     *zip(shufflenet.MARKS, MOBILE)])
 def test_features_are_torchvisions(reference, own):
     torch.manual_seed(0)
-    reference, own = get_model(reference).eval(), own().eval()
+    reference = (EfficientNetLite0() if reference == 'efficientnet_lite0'
+                 else get_model(reference)).eval()
+    own = own().eval()
     own.load_pretrained(reference.state_dict())
     if hasattr(reference, 'fc'):
         reference.fc = torch.nn.Identity()
