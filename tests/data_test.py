@@ -349,9 +349,9 @@ LENGTHS = st.floats(0, 300) | st.floats(0, 30)
                 min_size=len(Draws._fields),
                 max_size=len(Draws._fields)),
        st.sampled_from([0.0, 45.0, 180.0]), st.sampled_from([0.0, 0.5]),
-       st.sampled_from([64, 97]))
+       st.sampled_from([64, 97]), st.booleans())
 def test_whatever_passes_can_be_cropped(sides, box, draws, rotate, jitter,
-                                        size):
+                                        size, test_framing):
     box = (box[0], box[1], box[0] + box[2], box[1] + box[3])
     if crops.crop_problem(box, *sides):
         return
@@ -360,7 +360,8 @@ def test_whatever_passes_can_be_cropped(sides, box, draws, rotate, jitter,
     assert crop.shape == (size, size, 3)
     crop, angles = augment.augmented_crop(
         image, box, np.float32([10, 20, 30]), Draws(*draws), size,
-        augment.Augmentation(rotate, jitter, 0.5, 1.0, 0.5, 0.5))
+        augment.Augmentation(rotate, jitter, 0.5, 1.0, 0.5, 0.5,
+                             test_framing))
     assert crop.shape == (size, size, 3) and crop.dtype == np.uint8
     assert np.isfinite(angles).all()
 

@@ -35,7 +35,7 @@ def test_only_images_with_pixels_to_spare_are_read_smaller():
     assert shrinkage(np.multiply(box, 2), DRAWS, 64) == 4
     assert shrinkage(np.multiply(box, 100), DRAWS, 64) == 8
     assert shrinkage(box, DRAWS._replace(blur=BLURRED / 2), 64) == 1
-    assert shrinkage(box, DRAWS, 64, jitter=0.6) == 1
+    assert shrinkage(box, DRAWS, 64, Augmentation(box_jitter=0.6)) == 1
 
 
 @pytest.mark.parametrize('turn', [0.0, 25.0])

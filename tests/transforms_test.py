@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from headpose.geometry import augment, crop
 from tests.draws import drawn
@@ -153,7 +153,37 @@ def test_brightness_and_contrast_together_move_the_mean_by_brightness_alone():
 
 
 def test_no_augmentation_is_beyond_hopenets_unless_asked_for():
-    assert augment.Augmentation() == (0,) * 6
+    assert not any(augment.Augmentation())
+
+
+@pytest.mark.parametrize('flipped', [False, True])
+@pytest.mark.parametrize('box', [(241.4, 174.7, 487.9, 470.2),
+                                 (80, 240, 432, 496), (8, 12, 208, 240)])
+def test_a_crop_framed_as_the_tests_is_the_tests(box, flipped):
+    image = Image.fromarray(PICTURE).resize((800, 600))
+    size, framed = 48, augment.Augmentation(test_framing=True)
+    draws = drawn(flip=0.0 if flipped else 0.9, margin=0.1, shift_x=0.9)
+    angles = np.float32([10, 20, 30])
+    ours, labels = augment.augmented_crop(np.asarray(image), box, angles,
+                                          draws, size, framed)
+    if flipped:
+        image = ImageOps.mirror(image)
+        box = (800 - box[2], box[1], 800 - box[0], box[3])
+    theirs = np.asarray(crop.protocol_crop(image, box, size))
+    near = np.abs(ours.astype(float) - theirs)
+    assert np.mean(near) < 4  # the box's whole pixels, rounded once more
+    moved = np.abs(ours[:, 2:].astype(float) - theirs[:, :-2])
+    assert near.mean() < moved.mean() / 2
+    np.testing.assert_array_equal(labels,
+                                  [-10, 20, -30] if flipped else angles)
+    place, extent = augment.face_in_crop(box, draws._replace(flip=0.9), size,
+                                         test_framing=True)
+    assert place[0] < size / 2 - 1  # left of the middle, mirrored or not
+    mirror_place, same = augment.face_in_crop(
+        augment.mirrored(box), draws._replace(flip=0.0), size,
+        test_framing=True)
+    assert mirror_place == pytest.approx(place, abs=1.5)
+    assert same == pytest.approx(extent, abs=1.5)
 
 
 def test_each_augmentation_takes_its_own_draws():
@@ -203,7 +233,7 @@ def test_a_picture_is_halved_where_its_crop_keeps_twice_the_pixels(draw,
         box = (0, 0, side, side)
         left, top, right, bottom = crop.expand_box(
             box, margin, crop.TRAIN_SIDE)
-        spare = min(right - left, bottom - top) / (64 * 240 / 224)
+        spare = min(right - left, bottom - top) / round(64 * 240 / 224)
         times = augment.shrinkage(box, drawn(margin=draw), 64)
         assert spare > times or times == 1
         assert times == 8 or spare <= 2 * times

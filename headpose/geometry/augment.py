@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from headpose.geometry.crop import TRAIN_SIDE, expand_box, resized
+from headpose.geometry.crop import (PROTOCOL_K, PROTOCOL_SIDE, TRAIN_SIDE,
+                                    expand_box, resized)
 from headpose.geometry.pose import (MIRROR, beyond_range, rotation_matrix,
                                     turned)
 
@@ -68,10 +69,14 @@ class Augmentation(NamedTuple):
     low_resolution: float = 0.0  # share of the images with fewer pixels
     light: float = 0.0           # share of the images under other light
     occlude: float = 0.0         # share of the images with something in front
+    # Frame faces as the test's crops do, not by HopeNet's margin and shift.
+    test_framing: bool = False
 
     def weakened(self, factor):
         """Returns the same with every amount and share times a factor."""
-        return Augmentation(*(factor * value for value in self))
+        *amounts, test_framing = self
+        return Augmentation(*(factor * value for value in amounts),
+                            test_framing)
 
 
 def between(limits, draw):
@@ -97,10 +102,11 @@ def augmented_crop(image, box, angles, draws, size,
         turn = 0.0  # the network has no bins for the turned head
     else:
         angles = new
-    image = training_crop(image, box, draws, size, turn, shrink)
+    image = training_crop(image, box, draws, size, turn, shrink,
+                          augmentation.test_framing)
     if draws.occlude < augmentation.occlude:
-        image = occluded(image, *face_in_crop(box, draws, size, turn), angles,
-                         draws, other)
+        face = face_in_crop(box, draws, size, turn, augmentation.test_framing)
+        image = occluded(image, *face, angles, draws, other)
     if draws.light < augmentation.light:
         image = relit(image, draws)
     if draws.coarse < augmentation.low_resolution:
@@ -110,14 +116,17 @@ def augmented_crop(image, box, angles, draws, size,
     return image, angles
 
 
-def training_crop(image, box, draws, size=224, turn=0.0, shrink=1):
+def training_crop(image, box, draws, size=224, turn=0.0, shrink=1,
+                  test_framing=False):
     """Crops a face with HopeNet's random margin, shift, flip and blur.
 
     HopeNet's own crops, by Pillow, differ by a fraction of a grey level.
     `turn` is in degrees, clockwise, about the centre of the crop; `shrink` is
-    how many times smaller the image is than the box says.
+    how many times smaller the image is than the box says; for `test_framing`
+    see `framing`.
     """
-    part, (width, height), (left, top) = framing(box, draws, size, bool(turn))
+    part, (width, height), (left, top) = framing(box, draws, size, bool(turn),
+                                                 test_framing)
     if shrink > 1:
         face = resized_part(image, np.divide(part, shrink), width, height)
     else:
@@ -135,19 +144,31 @@ def training_crop(image, box, draws, size=224, turn=0.0, shrink=1):
     return face[top:top + size, left:left + size]
 
 
-def framing(box, draws, size, with_rim=False):
+def framing(box, draws, size, with_rim=False, test_framing=False):
     """Returns HopeNet's random margin and shift of a training crop.
 
     That is the box with its margin, four ints; the width and height that it
-    is resized to; and the crop's left and top in it.  `with_rim` adds the
-    pixels around that a turn brings into the crop.
+    is resized to; and the crop's left and top in it, once mirrored if it is.
+    `with_rim` adds the pixels around that a turn brings into the crop.
+
+    With `test_framing` the crop is `protocol_crop`'s, of the mirrored image
+    if it is mirrored.  HopeNet's training crops show 1.3 box widths on
+    average and have the face in the middle; the test's show 1.6 box heights,
+    and have it left of the middle.
     """
-    low, high = MARGIN
-    part = expand_box(box, low + (high - low) * draws.margin, TRAIN_SIDE)
-    wide, high = part[2] - part[0], part[3] - part[1]
-    width, height = resized(wide, high, round(size * 240 / 224))
-    left = int(draws.shift_x * (width - size + 1))
-    top = int(draws.shift_y * (height - size + 1))
+    if test_framing:
+        part = mirrored(expand_box(mirrored(box, draws.flipped), PROTOCOL_K,
+                                   PROTOCOL_SIDE), draws.flipped)
+        wide, high = part[2] - part[0], part[3] - part[1]
+        width, height = resized(wide, high, size)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+    else:
+        low, high = MARGIN
+        part = expand_box(box, low + (high - low) * draws.margin, TRAIN_SIDE)
+        wide, high = part[2] - part[0], part[3] - part[1]
+        width, height = resized(wide, high, round(size * 240 / 224))
+        left = int(draws.shift_x * (width - size + 1))
+        top = int(draws.shift_y * (height - size + 1))
     if with_rim:
         # Half of a square's diagonal is 0.21 sides longer than half a side.
         rim = math.ceil(0.21 * size * wide / width)
@@ -160,9 +181,16 @@ def framing(box, draws, size, with_rim=False):
     return part, (width, height), (left, top)
 
 
-def face_in_crop(box, draws, size, turn=0.0):
+def mirrored(box, flipped=True):
+    """Returns a box in the image mirrored at x = 0, or as it is."""
+    x_min, y_min, x_max, y_max = box
+    return (-x_max, y_min, -x_min, y_max) if flipped else tuple(box)
+
+
+def face_in_crop(box, draws, size, turn=0.0, test_framing=False):
     """Returns the face box's centre and extent, (2,) each, in a crop."""
-    part, resized_to, corner = framing(box, draws, size)
+    part, resized_to, corner = framing(box, draws, size,
+                                       test_framing=test_framing)
     scale = np.divide(resized_to, np.subtract(part[2:], part[:2]))
     center = (np.add(box[:2], box[2:]) / 2 - part[:2]) * scale
     if draws.flipped:  # the crop's corner is one of the mirrored image
@@ -184,20 +212,21 @@ def turned_crop(face, left, top, size, turn, flip):
                           | cv2.WARP_INVERSE_MAP)
 
 
-def shrinkage(box, draws, size, jitter=0.0):
+def shrinkage(box, draws, size, augmentation=Augmentation()):
     """Returns how many times smaller an image may be read for its crop.
 
     At 96 pixels the crops of 51 images of 300W-LP differ by 0.8 grey levels
-    on average from those of the whole images.  `jitter` is the box's.
+    on average from those of the whole images.
     """
     if draws.blur < BLURRED:
         return 1  # the blur is of the image's own pixels
-    if jitter:
-        box = jittered(box, jitter, draws)
-    (x_min, y_min, x_max, y_max), *_ = framing(box, draws, size)
+    if augmentation.box_jitter:
+        box = jittered(box, augmentation.box_jitter, draws)
+    (x_min, y_min, x_max, y_max), resized_to, _ = framing(
+        box, draws, size, test_framing=augmentation.test_framing)
     shorter = min(x_max - x_min, y_max - y_min)
     return max(times for times in (1, 2, 4, 8)
-               if times == 1 or shorter > times * size * 240 / 224)
+               if times == 1 or shorter > times * min(resized_to))
 
 
 def resized_part(image, part, width, height):

@@ -180,6 +180,9 @@ def training_parser(description, network):
 def add_augmentation(group):
     """Adds the options of `headpose.geometry.augment`."""
     add = group.add_argument
+    add('--test_framing', action='store_true',
+        help="frame faces as the test's crops do, which show more around "
+        "them than HopeNet's training crops")
     add('--rotate', type=number(float, 0), default=0.0, metavar='DEGREES',
         help='turn each image in its plane, by up to so much')
     for name, most, text in (

@@ -65,7 +65,8 @@ def augmentation_of(options):
     return Augmentation(
         rotate=options.rotate, box_jitter=options.box_jitter,
         color_jitter=options.color_jitter, light=options.light,
-        low_resolution=options.low_resolution, occlude=options.occlude)
+        low_resolution=options.low_resolution, occlude=options.occlude,
+        test_framing=options.test_framing)
 
 
 def cosine(start, end, share):

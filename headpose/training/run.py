@@ -30,7 +30,7 @@ RUN_OPTIONS = {
     'split', 'split_seed', 'seed', 'batch_size', 'lr', 'lr_steps', 'one_cycle',
     'head_factor', 'weight_decay', 'ema', 'alpha', 'soft_bins', 'as_published',
     'augment', 'image_sizes', 'rotate', 'box_jitter', 'color_jitter',
-    'low_resolution', 'light', 'occlude', 'weak_end'}
+    'low_resolution', 'light', 'occlude', 'weak_end', 'test_framing'}
 # Not even --override can change these: they made the network, its weights, or
 # the optimizer's groups, which a checkpoint goes on with.
 FIXED_OPTIONS = {'attention', 'backbone', 'width', 'pretrained',
