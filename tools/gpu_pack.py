@@ -30,8 +30,9 @@ SIDE, QUALITY = 176, 78
 LIMIT = 49  # MiB a part: a call carries 64, and the repository has 13
 # The largest crop of train.sh's faces, from the box moved into each corner.
 CROP, JITTER = 128, 0.2
-EXTREMES = [Draws(*[1.0] * len(Draws._fields))._replace(jitter_x=x, jitter_y=y)
-            for x, y in itertools.product((0.0, 1.0), repeat=2)]
+EXTREMES = [
+    Draws(*[1.0] * len(Draws._fields))._replace(jitter_x=x, jitter_y=y, flip=z)
+    for x, y, z in itertools.product((0.0, 1.0), repeat=3)]
 
 
 def reach(box, shape):
@@ -42,7 +43,8 @@ def reach(box, shape):
         shape: of the picture: height, width and more.
     """
     parts = np.array([framing(jittered(box, JITTER, draws), draws, CROP,
-                              with_rim=True)[0] for draws in EXTREMES])
+                              with_rim=True, test_framing=True)[0]
+                      for draws in EXTREMES])
     left, top = parts[:, :2].min(0).clip(0)
     right, bottom = np.minimum(parts[:, 2:].max(0), shape[1::-1])
     return int(left), int(top), int(right), int(bottom)
