@@ -104,7 +104,7 @@ class PoseDataset:
         augmentation = of_epoch(self.augmentation, epoch)
         if augmentation:
             draws = Draws(*epoch_draws(len(self), self.seed, epoch)[index])
-            shrink = shrinkage(box, draws, size, augmentation)
+            shrink = shrinkage(box, angles[0], draws, size, augmentation)
         image = read_image(self.path(index), bool(augmentation), shrink)
         if problem := crop_problem(
                 box, *np.multiply(image.shape[1::-1], shrink)):

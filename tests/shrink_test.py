@@ -30,12 +30,12 @@ def test_an_image_is_read_smaller(tmp_path, extension, times):
 
 def test_only_images_with_pixels_to_spare_are_read_smaller():
     box = 100, 100, 300, 320  # with its margins 250 x 340 pixels
-    assert shrinkage(box, DRAWS, 224) == 1
-    assert shrinkage(box, DRAWS, 64) == 2
-    assert shrinkage(np.multiply(box, 2), DRAWS, 64) == 4
-    assert shrinkage(np.multiply(box, 100), DRAWS, 64) == 8
-    assert shrinkage(box, DRAWS._replace(blur=BLURRED / 2), 64) == 1
-    assert shrinkage(box, DRAWS, 64, Augmentation(box_jitter=0.6)) == 1
+    assert shrinkage(box, 0, DRAWS, 224) == 1
+    assert shrinkage(box, 0, DRAWS, 64) == 2
+    assert shrinkage(np.multiply(box, 2), 0, DRAWS, 64) == 4
+    assert shrinkage(np.multiply(box, 100), 0, DRAWS, 64) == 8
+    assert shrinkage(box, 0, DRAWS._replace(blur=BLURRED / 2), 64) == 1
+    assert shrinkage(box, 0, DRAWS, 64, Augmentation(box_jitter=0.6)) == 1
 
 
 @pytest.mark.parametrize('turn', [0.0, 25.0])

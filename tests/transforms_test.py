@@ -162,7 +162,7 @@ def test_no_augmentation_is_beyond_hopenets_unless_asked_for():
 def test_a_crop_framed_as_the_tests_is_the_tests(box, flipped):
     image = Image.fromarray(PICTURE).resize((800, 600))
     size, framed = 48, augment.Augmentation(test_framing=True)
-    draws = drawn(flip=0.0 if flipped else 0.9, margin=0.1, shift_x=0.9)
+    draws = drawn(flip=0.0 if flipped else 0.9, margin=0.0, shift_x=0.9)
     angles = np.float32([10, 20, 30])
     ours, labels = augment.augmented_crop(np.asarray(image), box, angles,
                                           draws, size, framed)
@@ -184,6 +184,23 @@ def test_a_crop_framed_as_the_tests_is_the_tests(box, flipped):
         test_framing=True)
     assert mirror_place == pytest.approx(place, abs=1.5)
     assert same == pytest.approx(extent, abs=1.5)
+
+
+@pytest.mark.parametrize('yaw, left, right', [
+    (0, 0.08, 0.92), (-90, 0.16, 1.0), (90, 0.0, 0.84)])
+def test_boxes_lie_between_the_labels_and_visible_landmarks(yaw, left, right):
+    """Positive yaw turns the nose to the left."""
+    framed, box = augment.Augmentation(test_framing=True), (100, 50, 200, 150)
+
+    def made(draw, augmentation=framed):
+        return augment.drawn_box(box, yaw, drawn(margin=draw), augmentation)
+
+    np.testing.assert_allclose(made(0.0), box)
+    np.testing.assert_allclose(made(1.0, augment.Augmentation()), box)
+    expected = [100 + 100 * left, 55.5, 100 + 100 * right, 144.5]
+    np.testing.assert_allclose(made(1.0), expected, atol=0.01)
+    np.testing.assert_allclose(made(0.5), np.add(box, expected) / 2,
+                               atol=0.01)
 
 
 def test_each_augmentation_takes_its_own_draws():
@@ -234,6 +251,6 @@ def test_a_picture_is_halved_where_its_crop_keeps_twice_the_pixels(draw,
         left, top, right, bottom = crop.expand_box(
             box, margin, crop.TRAIN_SIDE)
         spare = min(right - left, bottom - top) / round(64 * 240 / 224)
-        times = augment.shrinkage(box, drawn(margin=draw), 64)
+        times = augment.shrinkage(box, 0, drawn(margin=draw), 64)
         assert spare > times or times == 1
         assert times == 8 or spare <= 2 * times
