@@ -600,10 +600,11 @@ def test_training_changes_its_images_and_validation_never(annotations):
 def test_each_size_has_an_equal_part_of_the_epochs(annotations):
     training, validation = datasets.training_loaders(
         annotations, image_sizes=(32, 64), num_epochs=5, weak_end=0.3,
-        augmentation=augment.Augmentation(20))
+        augmentation=augment.Augmentation(20, box_jitter=0.3))
     assert training.dataset.size == [32, 32, 32, 64, 64]
     assert [more.rotate for more in training.dataset.augmentation] == [
         20, 20, 20, 20, 5]
+    assert {more.box_jitter for more in training.dataset.augmentation} == {0.3}
     assert validation.dataset.size == 64
 
 

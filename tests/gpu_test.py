@@ -95,7 +95,7 @@ def test_packed_pictures_give_the_crops_of_the_originals(packed):
     assert after.names == before.names
     assert np.array_equal(after.angles, before.angles)
     assert after.groups == [name[:-2] for name in before.names]
-    augmentation = Augmentation(rotate=30, box_jitter=0.2, color_jitter=0.3,
+    augmentation = Augmentation(rotate=30, box_jitter=0.35, color_jitter=0.3,
                                 test_framing=True)
     one, other = (PoseDataset(each, gpu_pack.CROP, augmentation)
                   for each in (before, after))
@@ -113,7 +113,7 @@ def test_a_packed_picture_holds_all_that_a_training_crop_shows():
     rng, box = np.random.default_rng(0), np.array([5000, 5000, 5092, 5100])
     left, top, right, bottom = gpu_pack.reach(box, (10_000, 10_000))
     parts = np.array([
-        framing(jittered(box, 0.2, draws), draws, size, with_rim=True,
+        framing(jittered(box, 0.35, draws), draws, size, with_rim=True,
                 test_framing=True)[0]
         for size in (64, 96, 128) for draws in itertools.starmap(
             Draws, rng.random((500, len(Draws._fields))))])

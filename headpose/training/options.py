@@ -196,7 +196,7 @@ def add_augmentation(group):
             ('--occlude', 1, 'put dark glasses or a patch over this share of '
              'the faces'),
             ('--weak_end', 1, 'in this last share of the epochs, do all of '
-             'this a quarter as much')):
+             'this but --box_jitter a quarter as much')):
         add(name, type=number(float, 0, most), default=0.0, metavar='SHARE',
             help=text)
 
