@@ -105,7 +105,7 @@ def main(argv=None):
     if options.precision == 'int8':
         crops = PoseDataset(read_annotations(
             options.data_dir, options.filename_list, labels=options.labels,
-            dataset=options.dataset), size, Augmentation(test_framing=True))
+            dataset=options.dataset), size, Augmentation())
         order = np.random.default_rng(0).permutation(len(crops))
         # Of few images each is taken several times, changed anew.
         keys = [divmod(number, len(crops)) for number in range(CALIBRATION)]
