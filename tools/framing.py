@@ -36,7 +36,7 @@ BATCH = 64
 def detected_face(detector, image, box):
     """Returns the detector's box of a labelled face, or None."""
     boxes = detector(image).boxes
-    index = best(np.asarray(box), boxes) if len(boxes) else None
+    index = best(box, boxes)
     return None if index is None else boxes[index]
 
 
@@ -58,7 +58,7 @@ def mirrored_place(place):
     return np.array([1 - x_max, y_min, 1 - x_min, y_max])
 
 
-def test_places(data, detector):
+def recrop_places(data, detector):
     """Returns the yaws (N,) of the re-crops and their boxes' places (N, 4)."""
     yaws, places = [], []
     for path, angles, box in tqdm(
@@ -76,7 +76,7 @@ def drawn_place(yaw, yaws, places, rng):
 
     Args:
         yaw: of the face, degrees.
-        yaws, places: see `test_places`.
+        yaws, places: see `recrop_places`.
         rng: a `numpy.random.Generator`.
     """
     nearest = np.argsort(np.abs(np.abs(yaws) - abs(yaw)))[:NEIGHBOURS]
@@ -88,7 +88,7 @@ def drawn_place(yaw, yaws, places, rng):
 def crop_kinds(annotations, indices, detector, places, size):
     """Returns crops (3, M, size, size, 3) of `KINDS`, and angles (M, 3).
 
-    Of the N images, YuNet finds M; `places` is what `test_places` returns.
+    Of the N images, YuNet finds M; `places` is what `recrop_places` returns.
     """
     rng, crops, angles = np.random.default_rng(0), [], []
     for index in tqdm(indices, 'crops', leave=False, disable=None):
@@ -132,7 +132,7 @@ def main(argv=None):
     keys, _ = split_keys(annotations)
     indices = split_indices(keys)[1][::options.every]
     detector = YuNet()
-    places, made, rows = test_places(options.data, detector), {}, []
+    places, made, rows = recrop_places(options.data, detector), {}, []
     for path in options.checkpoints:
         model, content = load_network(path, rebuild)
         model, size = for_inference(model), trained_size(content)

@@ -31,8 +31,9 @@ LIMIT = 49  # MiB a part: a call carries 64, and the repository has 13
 # The largest crop of train.sh's faces, from the box moved into each corner.
 CROP, JITTER = 128, 0.35
 EXTREMES = [
-    Draws(*[1.0] * len(Draws._fields))._replace(jitter_x=x, jitter_y=y, flip=z)
-    for x, y, z in itertools.product((0.0, 1.0), repeat=3)]
+    Draws(*[1.0] * len(Draws._fields))._replace(jitter_x=x, jitter_y=y,
+                                                flip=flip)
+    for x, y, flip in itertools.product((0.0, 1.0), repeat=3)]
 
 
 def reach(box, shape):
