@@ -117,23 +117,21 @@ def errors_row(predicted, true):
         'rotation': rotation_errors(predicted, true)[0].mean()}
 
 
-def main(argv=None):
-    """Prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('data', metavar='DATA')
-    parser.add_argument('checkpoints', metavar='CHECKPOINT', nargs='+')
-    parser.add_argument('--every', type=int, default=4, metavar='N',
-                        help='look at every Nth validation image; default: 4')
-    options = parser.parse_args(argv)
+def framing_table(data, checkpoints, every=4):
+    """Returns a DataFrame with a row for each network and kind of box.
+
+    Args:
+        data: see the module's docstring.
+        checkpoints: dict of the networks' names to their files.
+        every: looks at every Nth validation image.
+    """
     annotations = read_annotations(
-        options.data, labels=os.path.join(options.data, 'faces.csv'))
+        data, labels=os.path.join(data, 'faces.csv'))
     keys, _ = split_keys(annotations)
-    indices = split_indices(keys)[1][::options.every]
+    indices = split_indices(keys)[1][::every]
     detector = YuNet()
-    places, made, rows = recrop_places(options.data, detector), {}, []
-    for path in options.checkpoints:
+    places, made, rows = recrop_places(data, detector), {}, []
+    for name, path in checkpoints.items():
         model, content = load_network(path, rebuild)
         model, size = for_inference(model), trained_size(content)
         if size not in made:
@@ -145,9 +143,24 @@ def main(argv=None):
             predicted = np.concatenate([
                 model.predict(batch.contiguous()).angles
                 for batch in pixels.split(BATCH)])
-            rows.append({'network': os.path.basename(path), 'boxes': kind,
+            rows.append({'network': name, 'boxes': kind,
                          **errors_row(predicted, true)})
-    print(pd.DataFrame(rows).round(2).to_string(index=False))
+    return pd.DataFrame(rows)
+
+
+def main(argv=None):
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('data', metavar='DATA')
+    parser.add_argument('checkpoints', metavar='CHECKPOINT', nargs='+')
+    parser.add_argument('--every', type=int, default=4, metavar='N',
+                        help='look at every Nth validation image; default: 4')
+    options = parser.parse_args(argv)
+    table = framing_table(options.data, {
+        path: path for path in options.checkpoints}, options.every)
+    print(table.round(2).to_string(index=False))
 
 
 if __name__ == '__main__':

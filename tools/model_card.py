@@ -1,12 +1,16 @@
 """Measures what checkpoints/README.md says of the shipped network.
 
-    HEADPOSE_REAL_DATA=DIR python -m tools.model_card
+    python -m tools.model_card DATA
 
-DIR holds AFLW2000_recropped/ and beside it weights/, with the third party's
-network to compare with.  Prints both networks' errors with both crops, and by
-light, and writes the pictures of errors over yaw and of the run's curves.
+Writes the card's tables, each below its `<!-- name -->`, and its pictures of
+errors over yaw and of the last run's curves.  DATA holds faces.csv, with its
+images, and AFLW2000_recropped/; ../weights beside it holds the third party's
+network to compare with.  The networks shipped before are in git's history.
 """
+import argparse
 import os
+import re
+import subprocess
 import tempfile
 
 import numpy as np
@@ -15,7 +19,8 @@ from matplotlib.figure import Figure
 
 import filename_generator
 from datasets import evaluation_loader, read_annotations
-from headpose.evaluation.metrics import coverage_table, range_table
+from headpose.evaluation.metrics import (RANGES, axis_table, coverage_table,
+                                         range_table)
 from headpose.files import atomic
 from headpose.geometry.pose import AXES, rotation_errors
 from headpose.networks.fusion import for_inference
@@ -24,24 +29,113 @@ from headpose.training.checkpoint import load_network, trained_size
 from headpose.training.options import SHIPPED, sibling
 from headpose.training.run import plot_curves
 from shufflenet import rebuild
+from tools.framing import framing_table
 from tools.light import light_table, measure_light
+from tools.tables import markdown
 
+CARD = 'checkpoints/README.md'
 PICTURE = '.github/faces_yaw.png'
 LOG, CURVES = sibling(SHIPPED, '_log.csv'), '.github/faces_curves.png'
+OURS, OTHERS = 'this one', "the third party's"
+BEFORE = {  # a network shipped before, and a commit that has it
+    'run 1': 'c2b3963', 'without `--light`': '7cae984'}
+TESTS = {  # landmarks, and whether the mirror image is averaged in
+    'visible': ('visible', False), 'visible, `--flip`': ('visible', True),
+    'raw': ('raw', False)}  # of networks shipped before, the first alone
 
 
-def evaluate(snapshot, annotations, flip=False):
-    """Returns a checkpoint's `Evaluation` on all images."""
-    model, content = load_network(snapshot, rebuild)
-    loader = evaluation_loader(annotations, image_size=trained_size(content))
-    return engine.evaluate(for_inference(model), loader, flip=flip)
+def networks(data, folder):
+    """Returns the names and files of all networks; writes old ones."""
+    paths = {OURS: SHIPPED}
+    for name, commit in BEFORE.items():
+        paths[name] = os.path.join(folder, f'{commit}.pkl')
+        with open(paths[name], 'wb') as file:
+            subprocess.run(['git', 'show', f'{commit}:{SHIPPED}'],
+                           stdout=file, check=True)
+    paths[OTHERS] = os.path.join(data, '..', 'weights',
+                                 'hopenet_lite_shufflenetv2.pkl')
+    return paths
+
+
+def evaluate(path, annotations, tests):
+    """Returns a checkpoint's `Evaluation`s by the names of `tests`.
+
+    `annotations` are the test's by the kind of landmarks; `tests` are of
+    `TESTS`.
+    """
+    model, content = load_network(path, rebuild)
+    model, size = for_inference(model), trained_size(content)
+    return {name: engine.evaluate(
+        model, evaluation_loader(annotations[landmarks], image_size=size),
+        flip=flip) for name, (landmarks, flip) in tests}
+
+
+def errors_text(results):
+    """Returns the table of errors of all networks and tests."""
+    rows = []
+    for name, tests in results.items():
+        for test, result in tests.items():
+            table = axis_table(result)
+            mean, low, high = table.loc['MAE', ['error', 'low', 'high']]
+            rotation = rotation_errors(result.predicted, result.true)[0]
+            rows.append([
+                name, test, *(f'{error:.3f}' for error in table.error[:3]),
+                f'{mean:.3f} ({low:.2f}–{high:.2f})',
+                f'{np.median(result.errors):.3f}', f'{rotation.mean():.3f}'])
+    return markdown(['network', 'landmarks', *AXES, 'MAE',
+                     'median of all errors', 'rotation'], rows)
+
+
+def ranges_text(result):
+    """Returns the table of errors by each true angle."""
+    rows = []
+    for axis, name in enumerate(AXES):
+        for (low, high), values in zip(
+                RANGES, range_table(result, axis).to_numpy()[:, 1:]):
+            side = f'{low} to {high}' if high < 90 else f'from {low} on'
+            rows.append([f'\\|{name}\\| {side}', f'{int(values[0]):,}',
+                         *(f'{error:.2f}' for error in values[1:])])
+    return markdown([f'{OURS}, visible, by true angle', 'images', *AXES,
+                     'MAE', 'rotation'], rows)
+
+
+def coverage_text(result):
+    """Returns the table of errors by the share of images that are kept."""
+    shares, _, spreads, errors = coverage_table(result).to_numpy().T
+    return markdown(['kept', *(f'{share:.0f}%' for share in shares)], [
+        ['spread up to', *(f'{spread:.1f}' for spread in spreads)],
+        ['MAE', *(f'{error:.2f}' for error in errors)]])
+
+
+def light_text(data, names, results):
+    """Returns the table of yaw errors by light; see tools/light.py."""
+    table = light_table(measure_light(data, names), {
+        name: pd.DataFrame({'yaw': tests['visible'].predicted[:, 0],
+                            'yaw_true': tests['visible'].true[:, 0]})
+        for name, tests in results.items()})
+    return markdown(table.columns, [
+        [title, images, *(f'{error:.2f}' for error in errors)]
+        for title, images, *errors in table.to_numpy()])
+
+
+def framing_text(data, paths):
+    """Returns the table of errors by the box; see tools/framing.py."""
+    rows = []
+    table = framing_table(data, paths)
+    for name, kinds in table.groupby('network', sort=False):
+        last = kinds.iloc[-1, 4:]  # by |yaw|, and the rotation's
+        rows.append([name, *(f'{error:.2f}'
+                             for error in (*kinds.MAE, *last))])
+    return markdown(['network', *table.boxes.unique(), *table.columns[4:]],
+                    rows)
 
 
 def plot(results):
     """Returns a figure of each image's mean error over its true yaw."""
     figure = Figure((7, 4), layout='constrained')
     axes = figure.subplots()
-    for label, result in results.items():
+    for label in (OURS, OTHERS):
+        result = results[label]['visible']
         axes.scatter(result.true[:, 0], result.errors.mean(1), label=label,
                      s=10, alpha=0.5, linewidths=0)
     axes.set(xlabel='true yaw, degrees', ylabel='mean of the three errors, '
@@ -52,41 +146,47 @@ def plot(results):
     return figure
 
 
-def main():
-    """Prints the tables and writes the picture."""
-    real = os.environ['HEADPOSE_REAL_DATA']
-    data = os.path.join(real, 'AFLW2000_recropped')
-    snapshots = {'shipped': SHIPPED, 'third party': os.path.join(
-        real, '..', 'weights', 'hopenet_lite_shufflenetv2.pkl')}
-    results, rows = {}, []
+def filled(text, tables):
+    """Returns the card with new tables, by the names above them."""
+    for name, table in tables.items():
+        mark = f'<!-- {name} -->\n'
+        if mark not in text:
+            raise SystemExit(f'{CARD}: has no {mark}')
+        text = re.sub(re.escape(mark) + r'(\|.*\n)*', lambda _: mark + table,
+                      text)
+    return text
+
+
+def main(argv=None):
+    """Writes the tables and the pictures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('data', metavar='DATA')
+    data = parser.parse_args(argv).data
+    recrops = os.path.join(data, 'AFLW2000_recropped')
     with tempfile.TemporaryDirectory() as folder:
         filename_list = os.path.join(folder, 'list.txt')
         filename_generator.main(['--dataset', 'AFLW2000', '--dataset_path',
-                                 data, '--output', filename_list])
-        annotations = {kind: read_annotations(data, filename_list, kind)
+                                 recrops, '--output', filename_list])
+        annotations = {kind: read_annotations(recrops, filename_list, kind)
                        for kind in ('visible', 'raw')}
-    for name, snapshot in snapshots.items():
-        for landmarks, flip in (('visible', False), ('visible', True),
-                                ('raw', False)):
-            result = evaluate(snapshot, annotations[landmarks], flip)
-            errors = result.errors
-            geodesic, _ = rotation_errors(result.predicted, result.true)
-            rows.append([name, landmarks, flip, *errors.mean(0),
-                         errors.mean(), np.median(errors), geodesic.mean()])
-            if landmarks == 'visible' and not flip:
-                results[name] = result
-                print(name)
-                for axis in range(3):
-                    print(range_table(result, axis).to_string(index=False))
-                print(coverage_table(result).to_string(index=False))
-    print(pd.DataFrame(rows, columns=[
-        '', 'landmarks', 'flip', *AXES, 'MAE', 'median', 'rotation'
-    ]).to_string(index=False))
-    print(light_table(
-        measure_light(data, annotations['visible'].names),
-        {name: pd.DataFrame({'yaw': result.predicted[:, 0],
-                             'yaw_true': result.true[:, 0]})
-         for name, result in results.items()}).to_string(index=False))
+        paths = networks(data, folder)
+        results = {
+            name: evaluate(path, annotations,
+                           list(TESTS.items())[:1 if name in BEFORE else None])
+            for name, path in paths.items()}
+        ours = results[OURS]['visible']
+        tables = {
+            'framing': framing_text(data, paths),
+            'errors': errors_text(results), 'ranges': ranges_text(ours),
+            'light': light_text(recrops, annotations['visible'].names,
+                                results),
+            'coverage': coverage_text(ours)}
+    with open(CARD, encoding='utf-8') as file:
+        text = filled(file.read(), tables)
+    with atomic(CARD) as path, open(path, 'w', encoding='utf-8') as file:
+        file.write(text)
     with atomic(PICTURE) as path:
         plot(results).savefig(path, dpi=90)
     with atomic(CURVES) as path:

@@ -25,6 +25,7 @@ from headpose.files import atomic
 from headpose.training.options import BACKBONES
 from hopenet import AttNet
 from shufflenet import make_network
+from tools.tables import markdown
 
 ROUNDS = 25
 NETWORKS = ('attnet', 'hopenet', *BACKBONES)
@@ -131,11 +132,11 @@ def main(argv=None):
             name: exported(name, size, folder)
             for name in dict.fromkeys(name for name, _ in options.reports)
         }, size)
-    for cells in [['network', 'seed', 'yaw', 'pitch', 'roll', 'MAE',
-                   'parameters', f'one image of {size} px'], ['---'] * 8] + [
-            row(name, report, times[name])
-            for name, report in options.reports]:
-        print('| ' + ' | '.join(cells) + ' |')
+    print(markdown(
+        ['network', 'seed', 'yaw', 'pitch', 'roll', 'MAE', 'parameters',
+         f'one image of {size} px'],
+        [row(name, report, times[name])
+         for name, report in options.reports]), end='')
     if options.picture:
         with atomic(options.picture) as path:
             plot(options.reports, times).savefig(path, dpi=90)

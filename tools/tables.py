@@ -28,6 +28,12 @@ PUBLISHED_SIZES = (
     ('ShuffleNetV2, the document', '2.5M', '11 MB'))
 
 
+def markdown(columns, rows):
+    """Returns a table of Markdown, with its last line's end."""
+    return ''.join('| ' + ' | '.join(map(str, cells)) + ' |\n' for cells in (
+        columns, ['---'] * len(columns), *rows))
+
+
 def table_rows(report):
     """Returns a report's row of either table, strings."""
     protocol, network = report['protocol'], report['network']
