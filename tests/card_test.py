@@ -35,6 +35,7 @@ def test_errors_are_by_network_test_and_angle():
     assert rows[1].startswith(
         '| \\|yaw\\| 30 to 60 | 1 | 0.00 | 6.00 | 0.00 | 2.00 |')
     assert rows[2].startswith('| \\|yaw\\| from 60 on | 1 | 9.00 |')
+    assert rows[3].startswith('| \\|pitch\\| 0 to 30 | 3 | 4.00 |')
 
 
 def test_coverage_is_a_column_for_each_share():

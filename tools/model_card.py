@@ -39,9 +39,10 @@ LOG, CURVES = sibling(SHIPPED, '_log.csv'), '.github/faces_curves.png'
 OURS, OTHERS = 'this one', "the third party's"
 BEFORE = {  # a network shipped before, and a commit that has it
     'run 1': 'c2b3963', 'without `--light`': '7cae984'}
-TESTS = {  # landmarks, and whether the mirror image is averaged in
-    'visible': ('visible', False), 'visible, `--flip`': ('visible', True),
-    'raw': ('raw', False)}  # of networks shipped before, the first alone
+# Name, landmarks, and whether the mirror image is averaged in; a network
+# shipped before has the first alone.
+TESTS = (('visible', 'visible', False), ('visible, `--flip`', 'visible', True),
+         ('raw', 'raw', False))
 
 
 def networks(data, folder):
@@ -60,14 +61,13 @@ def networks(data, folder):
 def evaluate(path, annotations, tests):
     """Returns a checkpoint's `Evaluation`s by the names of `tests`.
 
-    `annotations` are the test's by the kind of landmarks; `tests` are of
-    `TESTS`.
+    `annotations` are the re-crops' by landmarks; `tests` are some of `TESTS`.
     """
     model, content = load_network(path, rebuild)
     model, size = for_inference(model), trained_size(content)
     return {name: engine.evaluate(
         model, evaluation_loader(annotations[landmarks], image_size=size),
-        flip=flip) for name, (landmarks, flip) in tests}
+        flip=flip) for name, landmarks, flip in tests}
 
 
 def errors_text(results):
@@ -174,7 +174,7 @@ def main(argv=None):
         paths = networks(data, folder)
         results = {
             name: evaluate(path, annotations,
-                           list(TESTS.items())[:1 if name in BEFORE else None])
+                           TESTS[:1] if name in BEFORE else TESTS)
             for name, path in paths.items()}
         ours = results[OURS]['visible']
         tables = {
