@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 from headpose.errors import DataError, fault
 from headpose.files import printable
 from headpose.geometry.augment import (Augmentation, Draws, augmented_crop,
-                                       shrinkage)
+                                       box_in_crop, shrinkage)
 from headpose.geometry.crop import crop_problem, protocol_crop
 from headpose.readers import lists, pairs
 from headpose.readers.images import read_image
@@ -89,7 +89,9 @@ class PoseDataset:
         return read_image(self.path(index), fast=True, shrink=2)
 
     def __getitem__(self, key):
-        """Returns an image (size, size, 3), its angles (3,) and its index.
+        """Returns an image (size, size, 3), angles (3,), index and box (4,).
+
+        The box, see `augment.box_in_crop`, is NaN of a test crop.
 
         Args:
             key: (epoch, index), as `EpochBatchSampler` yields them.
@@ -112,12 +114,14 @@ class PoseDataset:
         if augmentation:
             texture = self.textures and functools.partial(self.texture,
                                                           draws.other)
+            face = box_in_crop(box, angles, draws, size, augmentation)
             image, angles = augmented_crop(image, box, angles, draws, size,
                                            augmentation, shrink, texture)
         else:
             image = np.array(protocol_crop(Image.fromarray(image), box, size,
                                            self.protocol))
-        return image, angles.astype(np.float32), index
+            face = np.full(4, np.nan, np.float32)
+        return image, angles.astype(np.float32), index, face
 
 
 def of_epoch(value, epoch):
@@ -349,12 +353,14 @@ def collate(items):
 
     Returns:
         uint8 tensor (N, 3, size, size), channels last in memory; float32
-        array (N, 3), degrees; int64 array (N,).  (Few numbers come from a
-        worker faster as arrays: a tensor comes in shared memory.)
+        array (N, 3), degrees; int64 array (N,); float32 array (N, 4), the
+        boxes.  (Few numbers come from a worker faster as arrays: a tensor
+        comes in shared memory.)
     """
-    images, angles, indices = zip(*items)
+    images, angles, indices, boxes = zip(*items)
     images = default_collate([torch.from_numpy(image) for image in images])
-    return images.permute(0, 3, 1, 2), np.stack(angles), np.array(indices)
+    return (images.permute(0, 3, 1, 2), np.stack(angles), np.array(indices),
+            np.stack(boxes))
 
 
 def start_worker(_):

@@ -17,6 +17,7 @@ from torchvision.models import get_model_weights
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from cbam import CBAM
+from headpose.geometry.crop import mirrored_shares
 from headpose.geometry.pose import AXES, MAX_ANGLE, MIRROR, mean_angles
 from headpose.networks.fusion import conv_norm
 from headpose.networks.weights import load_exactly, plain_keys
@@ -26,6 +27,12 @@ BIN_WIDTH = 3.0     # degrees
 MIN_ANGLE = -MAX_ANGLE  # degrees, the lower edge of bin 0
 HEADS = tuple(f'fc_{axis}' for axis in AXES)
 HEAD_FACTOR = 5     # HopeNet trains the fresh heads at 5 times the base rate
+BOX_HEAD = 'box_head.'  # its parameters' names start so
+# Of a `BoxHead`: channels, cosines of each in either direction, hidden units.
+BOX_CHANNELS, BOX_WAVES, BOX_HIDDEN = 64, 4, 128
+# Where the test's crop of a square box has that box, shares of its side.
+USUAL_BOX = 0.13, 0.255, 0.768, 0.893
+BOX_SCALE = 0.02    # shares: below it the box's loss is squared
 # ImageNet's statistics, in the units of 8-bit pixels.
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 PIXEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
@@ -95,18 +102,67 @@ def pose_loss(logits, angles, alpha=2.0, soft_bins=False):
     return (cross_entropy + alpha * squared).sum(1)
 
 
+def box_loss(boxes, true):
+    """Returns the loss of each image's box: (N, 4) and (N, 4) to (N,).
+
+    The smooth L1 distance, summed over the four sides; none where the true box
+    is NaN, unknown.
+    """
+    boxes = boxes.float()
+    true = torch.where(true.isfinite(), true, boxes.detach())
+    return F.smooth_l1_loss(boxes, true, reduction='none',
+                            beta=BOX_SCALE).sum(1)
+
+
 class Prediction(NamedTuple):
     """A network's answers on the N images of a batch."""
     angles: np.ndarray    # (N, 3) degrees: yaw, pitch, roll
     bin_std: np.ndarray   # (N,) degrees, see `bin_std`
     logits: torch.Tensor  # (N, 3, 66), on the CPU
+    boxes: np.ndarray | None = None  # (N, 4), see `BoxHead`, if there is one
+
+
+class BoxHead(nn.Module):
+    """Finds the face's box in a crop, from the backbone's features.
+
+    A box is x_min, y_min, x_max, y_max, as shares of the crop's side, and may
+    lie beyond 0 and 1.  Of each of 64 channels the products of the four lowest
+    cosines across and down are taken, as in JPEG, so that crops may have any
+    size.  The features are taken as they are: the box's loss trains this head
+    alone.
+    """
+
+    def __init__(self, features):
+        super().__init__()
+        self.conv = nn.Conv2d(features, BOX_CHANNELS, 1)
+        self.hidden = nn.Linear(BOX_CHANNELS * BOX_WAVES ** 2, BOX_HIDDEN)
+        self.out = nn.Linear(BOX_HIDDEN, 4)
+        with torch.no_grad():
+            self.out.bias.copy_(torch.tensor(USUAL_BOX))
+
+    def forward(self, features):
+        """Maps (N, F, h, w) to boxes (N, 4)."""
+        maps = self.conv(features.detach()).relu()
+        down, across = (cosines(side, maps) for side in maps.shape[2:])
+        # (16, h * w), and (N, 64, 16).
+        waves = (down[:, None, :, None] * across[:, None]).flatten(2)
+        found = maps.flatten(2) @ waves.flatten(0, 1).T
+        return self.out(self.hidden(found.flatten(1)).relu())
+
+
+def cosines(side, like):
+    """Returns the lowest waves of the cosine transform, (4, side)."""
+    place = torch.arange(1, 2 * side, 2, device=like.device) / (2 * side)
+    order = torch.arange(BOX_WAVES, device=like.device)[:, None]
+    return (torch.pi * order * place).cos() / side
 
 
 class PoseNetwork(nn.Module):
     """The heads and the recipe of all networks; a mix-in for torchvision's.
 
     A network maps (N, 3, H, W) RGB images, normalised by its `normalize`, to
-    logits (N, 3, 66): yaw, pitch, roll.
+    logits (N, 3, 66): yaw, pitch, roll.  Its `maps` are the last features,
+    (N, F, h, w); `add_box_head` adds a `BoxHead`.
 
     `config` is a plain dict by which `shufflenet.rebuild` makes the network;
     `pretrained_norms` names the batch norms whose running statistics came with
@@ -120,14 +176,20 @@ class PoseNetwork(nn.Module):
     # of their names, and how often), and some heads never.
     published_factors = published_untrained = ()
     loss = staticmethod(pose_loss)
+    box_loss = staticmethod(box_loss)
     decode = staticmethod(decode)
     bin_std = staticmethod(bin_std)
 
-    def add_heads(self, features, config):
-        """Adds a classifier of 66 bins over the features for each axis."""
+    def add_heads(self, features, config, channels=None):
+        """Adds a classifier of 66 bins over the features for each axis.
+
+        `channels` are those of `maps`, if they are not the features'.
+        """
         for head in HEADS:
             self.add_module(head, nn.Linear(features, NUM_BINS))
         self.config = config
+        self.channels = channels or features
+        self.box_head = None
         self.pretrained_norms = []
         mean, std = torch.tensor(self.pixel_scale)[..., None, None]
         self.register_buffer('pixel_mean', mean, persistent=False)
@@ -137,6 +199,28 @@ class PoseNetwork(nn.Module):
     def imagenet_weights(self):
         """torchvision's enum; V1 is what HopeNet and the document used."""
         return get_model_weights(self.torchvision_name).IMAGENET1K_V1
+
+    def add_box_head(self):
+        """Adds a fresh `BoxHead`, without which no box is found."""
+        self.box_head = BoxHead(self.channels)
+        self.config = {**self.config, 'box_head': True}
+
+    def train_box_alone(self):
+        """Leaves everything but the `BoxHead` as it is, in training, too."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith(BOX_HEAD))
+        self.pretrained_norms = self.norms()
+
+    def norms(self):
+        """Returns the names of all batch norms."""
+        return [name for name, module in self.named_modules()
+                if isinstance(module, nn.BatchNorm2d)]
+
+    def forward(self, x, with_box=False):
+        """Maps (N, 3, H, W) to logits (N, 3, 66), or to them and boxes."""
+        maps = self.maps(x)
+        logits = self.logits(maps.mean((2, 3)))
+        return (logits, self.box_head(maps)) if with_box else logits
 
     def logits(self, features):
         """Maps pooled features (N, F) to logits (N, 3, 66)."""
@@ -156,33 +240,48 @@ class PoseNetwork(nn.Module):
         """
         pixels = self.normalize(
             torch.as_tensor(images).to(self.pixel_mean.device))
-        logits = self(pixels).float().cpu()
-        angles, deviation = decode(logits).numpy(), bin_std(logits).numpy()
-        if flip:
-            mirrored = self(pixels.flip(-1)).float().cpu()
-            angles = mean_angles((angles, decode(mirrored).numpy() * MIRROR))
-            deviation = (deviation + bin_std(mirrored).numpy()) / 2
-        return Prediction(angles, deviation, logits)
+        found = self.answer(pixels)
+        if not flip:
+            return found
+        other = self.answer(pixels.flip(-1))
+        return found._replace(
+            angles=mean_angles((found.angles, other.angles * MIRROR)),
+            bin_std=(found.bin_std + other.bin_std) / 2,
+            boxes=self.box_head and (
+                found.boxes + mirrored_shares(other.boxes)) / 2)
+
+    def answer(self, pixels):
+        """Returns the `Prediction` on normalised pixels (N, 3, H, W)."""
+        if self.box_head:
+            logits, boxes = self(pixels, with_box=True)
+            boxes = boxes.float().cpu().numpy()
+        else:
+            logits, boxes = self(pixels), None
+        logits = logits.float().cpu()
+        return Prediction(decode(logits).numpy(), bin_std(logits).numpy(),
+                          logits, boxes)
 
     def load_pretrained(self, state):
         """Loads ImageNet weights, or a trained network's with its heads.
 
-        Heads or an attention that the file lacks start fresh; WeightsError
-        names other differences.  The running statistics of the file are frozen
+        Heads or an attention that the file lacks start fresh, and a box's head
+        that the network lacks is left out; WeightsError names other
+        differences.  The running statistics of the file are frozen
         (HopeNet's batches are too small to estimate them anew), and so is the
         stem of ImageNet weights.
         """
-        state = plain_keys(state)
-        has_heads = any(key.startswith(HEADS) for key in state)
+        state = {key: value for key, value in plain_keys(state).items()
+                 if self.box_head or not key.startswith(BOX_HEAD)}
+        has_heads, has_box = (any(key.startswith(start) for key in state)
+                              for start in (HEADS, BOX_HEAD))
         has_attention = any('.cbam.' in key for key in state)
         load_exactly(self, state, may_miss=[
             key for key in self.state_dict()
             if (key.startswith(HEADS) and not has_heads)
+            or (key.startswith(BOX_HEAD) and not has_box)
             or ('.cbam.' in key and not has_attention)])
         self.pretrained_norms = [
-            name for name, module in self.named_modules()
-            if isinstance(module, nn.BatchNorm2d)
-            and f'{name}.running_mean' in state]
+            name for name in self.norms() if f'{name}.running_mean' in state]
         if not has_heads:
             self.freeze_stem()
 
@@ -211,7 +310,8 @@ class PoseNetwork(nn.Module):
         if as_published:
             self.freeze_stem()
         for name, parameter in self.named_parameters():
-            factor = head_factor if name.startswith(HEADS) else 1
+            factor = (head_factor if name.startswith((*HEADS, BOX_HEAD))
+                      else 1)
             if as_published:
                 factor *= next((times for part, times
                                 in self.published_factors if part in name), 1)
@@ -259,8 +359,7 @@ class AttNet(PoseNetwork, ResNet):
                        {'network': 'attnet', 'attention': attention})
         del self.fc  # ImageNet's classes
 
-    def forward(self, x):
-        """Maps (N, 3, H, W) to logits (N, 3, 66)."""
+    def maps(self, x):
+        """Maps (N, 3, H, W) to features (N, 2048, H / 32, W / 32)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.logits(self.avgpool(x).flatten(1))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))

@@ -13,7 +13,7 @@ from torchvision.models.shufflenetv2 import ShuffleNetV2
 from headpose.errors import WeightsError
 from headpose.networks import efficientnet_lite
 from headpose.networks.fusion import join_norms
-from hopenet import AttNet, PoseNetwork
+from hopenet import BOX_HEAD, AttNet, PoseNetwork
 
 # Output channels of conv1, the three stages and conv5 (table 5 of the paper),
 # by the channel multiplier; the document's is 1.0.
@@ -47,11 +47,10 @@ class ShuffleNet(PoseNetwork, ShuffleNetV2):
         del self.fc  # ImageNet's classes
         self.torchvision_name = f'shufflenet_v2_x{width}'.replace('.', '_')
 
-    def forward(self, x):
-        """Maps (N, 3, H, W) to logits (N, 3, 66)."""
+    def maps(self, x):
+        """Maps (N, 3, H, W) to features (N, F, H / 32, W / 32)."""
         x = self.stage2(self.maxpool(self.conv1(x)))
-        x = self.conv5(self.stage4(self.stage3(x)))
-        return self.logits(x.mean((2, 3)))
+        return self.conv5(self.stage4(self.stage3(x)))
 
 
 class MobileNetwork(PoseNetwork):
@@ -81,12 +80,19 @@ class MobileNetwork(PoseNetwork):
             layer for layer in network.classifier[:-1]
             if not isinstance(layer, nn.Dropout)])
         join_norms(self)
-        self.add_heads(network.classifier[-1].in_features,
-                       {'network': 'mobile', 'backbone': backbone})
+        linear = [layer for layer in network.classifier
+                  if isinstance(layer, nn.Linear)]
+        self.add_heads(linear[-1].in_features,
+                       {'network': 'mobile', 'backbone': backbone},
+                       linear[0].in_features)
 
-    def forward(self, x):
-        """Maps (N, 3, H, W) to logits (N, 3, 66)."""
-        return self.logits(self.classifier(self.features(x).mean((2, 3))))
+    def maps(self, x):
+        """Maps (N, 3, H, W) to features (N, F, H / 32, W / 32)."""
+        return self.features(x)
+
+    def logits(self, features):
+        """Maps pooled features (N, F) to logits (N, 3, 66)."""
+        return super().logits(self.classifier(features))
 
 
 def make_network(backbone='shufflenet', width=1.0):
@@ -119,6 +125,8 @@ def rebuild(state, config=None):
     WeightsError says that the state's plain keys are of another network.
     """
     model = fresh_network(state)
+    if any(key.startswith(BOX_HEAD) for key in state):
+        model.add_box_head()
     if config not in (None, model.config):
         said, seen = (' '.join(map(str, entry.values()))[:60]
                       for entry in (config, model.config))

@@ -16,11 +16,11 @@ def main(argv=None):
     options = parse_evaluation(__doc__, 'attnet', argv)
 
     # Slow to import: --help and mistakes do not wait for PyTorch.
-    from datasets import evaluation_loader, read_annotations
+    from datasets import read_annotations
+    from headpose.evaluation.looks import evaluate_looks
     from headpose.evaluation.report import present
     from headpose.networks.fusion import for_inference
     from headpose.training.checkpoint import crop_size, load_network
-    from headpose.training.engine import evaluate
     from headpose.training.run import process_rank, world_size
     from shufflenet import rebuild
     from utils import init_process
@@ -32,14 +32,13 @@ def main(argv=None):
         options.data_dir, options.filename_list, options.landmarks,
         options.labels, options.dataset, options.labels_format,
         options.skip_bad)
-    loader = evaluation_loader(
-        annotations, batch_size=options.batch_size, image_size=image_size,
+    results = list(evaluate_looks(
+        for_inference(model.to(device)), annotations, options.looks,
+        options.flip, batch_size=options.batch_size, image_size=image_size,
         protocol=options.protocol, num_workers=options.workers,
-        device=device, rank=process_rank(), world_size=world_size())
-    result = evaluate(for_inference(model.to(device)), loader,
-                      flip=options.flip)
+        device=device, rank=process_rank(), world_size=world_size()))
     if process_rank() == 0:
-        present(result, loader.dataset, checkpoint, options, image_size)
+        present(results, checkpoint, options, image_size)
 
 
 if __name__ == '__main__':

@@ -43,7 +43,8 @@ def main(argv=None):
     run = Run(options.output, vars(options), options.resume,
               override=options.override, overwrite=options.overwrite)
     model = make_network(options.backbone, options.width)
-    run.load_weights(model, options.pretrained, options.batch_norms)
+    run.load_weights(model, options.pretrained, options.batch_norms,
+                     options.find_box)
     model.to(device)
     # Adam, unless there is weight decay; one kernel for all parameters.
     groups = model.parameter_groups(

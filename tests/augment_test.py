@@ -152,7 +152,7 @@ def test_a_face_is_where_its_dot_is(draws, size, turn, x, y, height, shape):
     blob = 250 * np.exp(-((column - dot[0]) ** 2 + (row - dot[1]) ** 2) / 50)
     picture[...] = blob[..., None]
     made = augment.training_crop(picture, box, draws, size, turn)[..., 0]
-    center, extent = augment.face_in_crop(box, draws, size, turn)
+    center, extent = augment.face_in_crop(box, box, draws, size, turn)
     weights = made.astype(float) + 1e-9
     row, column = np.mgrid[:size, :size] + 0.5
     found = [(weights * axis).sum() / weights.sum() for axis in (column, row)]

@@ -448,7 +448,7 @@ def test_more_augmentation_is_off_by_default_and_labels_follow(
         annotations, 64, augment.Augmentation(30, 0.2, 0.3, 1.0))
     turns = []
     for index in range(24):
-        (image, angles, _), (other, new, _) = plain[0, index], more[0, index]
+        (image, angles, *_), (other, new, *_) = plain[0, index], more[0, index]
         assert other.shape == image.shape and (image != other).any()
         draws = augment.Draws(*datasets.epoch_draws(24, 0, 0)[index])
         turn = in_plane(60 * draws.turn - 30)
@@ -539,7 +539,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(annotations):
         batches = datasets.EpochBatchSampler(order, 5)
         batches.epoch = epoch
         loader = datasets.make_loader(items, batches, workers)
-        images, angles, indices = zip(*loader)
+        images, angles, indices, _ = zip(*loader)
         back = np.concatenate(indices).argsort()
         return torch.cat(images)[back], np.concatenate(angles)[back]
 

@@ -33,7 +33,7 @@ class Tiny(PoseNetwork):
 
 
 class Batches(list):
-    """A loader of images, angles and indices, in batches of these sizes."""
+    """A loader of batches of these sizes; the boxes are not known."""
 
     def __init__(self, *sizes):
         rng = np.random.default_rng(0)
@@ -44,13 +44,14 @@ class Batches(list):
         ends = np.cumsum(sizes)
         super().__init__(
             (self.images[end - size:end], self.angles[end - size:end],
-             self.indices[end - size:end]) for end, size in zip(ends, sizes))
+             self.indices[end - size:end], np.full((size, 4), np.nan))
+            for end, size in zip(ends, sizes))
         self.batch_sampler = self
         self.served = 0
 
     def sizes(self):
         """Returns the batches' sizes."""
-        return [len(angles) for _, angles, _ in list.__iter__(self)]
+        return [len(angles) for _, angles, *_ in list.__iter__(self)]
 
     def __iter__(self):
         for batch in super().__iter__():
@@ -96,7 +97,7 @@ def test_each_batch_is_a_step_along_its_own_mean_loss(accumulate):
         each.pretrained_norms = ['norm']
     engine.train_epoch(trainer_of(model, 1e-3, accumulate=accumulate), loader)
     expected.eval()
-    for images, angles, _ in loader:
+    for images, angles, *_ in loader:
         expected.zero_grad()
         pose_loss(expected(expected.normalize(images)),
                   torch.from_numpy(angles)).mean().backward()
@@ -119,15 +120,15 @@ def test_only_the_released_code_stops_statistics_after_an_epoch(
 
 
 def test_a_batch_is_computed_in_as_many_parts_as_are_asked_for():
-    images, angles = torch.arange(7), np.arange(7)
+    batch = torch.arange(7), np.arange(7), None, np.arange(7)
     for count, sizes in ((1, [7]), (2, [4, 3]), (3, [3, 3, 1]), (9, [1] * 7)):
         parts = list(engine.batch_parts(
-            images, angles, trainer_of(Tiny(), accumulate=count)))
-        assert [len(part) for part, _, _ in parts] == sizes
+            batch, trainer_of(Tiny(), accumulate=count)))
+        assert [len(part) for part, *_ in parts] == sizes
         assert [last for *_, last in parts] == [
             False] * (len(sizes) - 1) + [True]
-        for part, true, _ in parts:
-            assert part.tolist() == true.tolist()
+        for part, true, boxes, _ in parts:
+            assert part.tolist() == true.tolist() == boxes.tolist()
 
 
 @pytest.mark.parametrize('processes, last, synchronised', [
@@ -155,7 +156,7 @@ def test_the_gradient_is_of_the_batch_of_all_processes(monkeypatch):
         model.pretrained_norms = ['norm']
         trainer = trainer_of(model)  # of one process: no DDP
         monkeypatch.setattr(engine, 'world_size', lambda: processes)
-        images, angles, _ = Batches(2)[0]
+        images, angles, *_ = Batches(2)[0]
         engine.train_epoch(trainer, OneBatch(images, angles, size))
         monkeypatch.setattr(engine, 'world_size', lambda: 1)
         return model.fc_yaw.weight.grad

@@ -29,10 +29,11 @@ MOBILE = [functools.partial(MobileNetwork, backbone) for backbone in MARKS]
 
 
 class OneBatch(list):
-    """A loader of one batch: images, angles."""
+    """A loader of one batch: images, angles; the boxes are not known."""
 
     def __init__(self, images, angles, size=None):
-        super().__init__([(images, angles, None)])
+        super().__init__([(images, angles, None,
+                           torch.full((len(images), 4), torch.nan))])
         self.batch_sampler = self
         self.size = size or len(images)
 
@@ -121,7 +122,7 @@ def die_half_written(_, file):
 
 def save_gradients(trainer, loader, epoch=1):
     """Computes the gradients of the first step, saves them and ends."""
-    images, angles, _ = next(iter(loader))
+    images, angles, *_ = next(iter(loader))
     sizes = loader.batch_sampler.sizes()
     original_epoch(trainer, OneBatch(images, angles, sizes[0]), epoch)
     if process_rank() == 0:

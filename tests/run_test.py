@@ -609,5 +609,5 @@ def test_the_loss_of_an_epoch_is_the_mean_over_images(sample):
         losses = torch.cat([
             model.loss(model(model.normalize(images)),
                        torch.as_tensor(angles))
-            for images, angles, _ in loader])
+            for images, angles, *_ in loader])
     assert reported == pytest.approx(losses.mean().item(), rel=1e-5)

@@ -176,12 +176,12 @@ def test_a_crop_framed_as_the_tests_is_the_tests(box, flipped):
     assert near.mean() < moved.mean() / 2
     np.testing.assert_array_equal(labels,
                                   [-10, 20, -30] if flipped else angles)
-    place, extent = augment.face_in_crop(box, draws._replace(flip=0.9), size,
-                                         test_framing=True)
+    place, extent = augment.face_in_crop(box, box, draws._replace(flip=0.9),
+                                         size, test_framing=True)
     assert place[0] < size / 2 - 1  # left of the middle, mirrored or not
     mirror_place, same = augment.face_in_crop(
-        augment.mirrored(box), draws._replace(flip=0.0), size,
-        test_framing=True)
+        augment.mirrored(box), augment.mirrored(box),
+        draws._replace(flip=0.0), size, test_framing=True)
     assert mirror_place == pytest.approx(place, abs=1.5)
     assert same == pytest.approx(extent, abs=1.5)
 

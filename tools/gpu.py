@@ -81,7 +81,8 @@ class Repeated(list):
         images, angles = benchmark.random_batch(batch, options)
         if not options.quick:
             images = images.pin_memory()
-        super().__init__([(images, angles, None)] * options.steps)
+        boxes = torch.full((batch, 4), torch.nan)
+        super().__init__([(images, angles, None, boxes)] * options.steps)
         self.batch_sampler = self
 
     def sizes(self):

@@ -18,7 +18,8 @@ from headpose.evaluation.metrics import COLUMNS, bootstrap, with_mean
 
 SAME_ANGLE = 1e-3  # degrees: reports that differ by more had other labels
 # What changes the crops, and its value in reports older than the choice.
-CROPS = {'landmarks': None, 'image_size': None, 'flip': False, 'crop': 'ours'}
+CROPS = {'landmarks': None, 'image_size': None, 'flip': False, 'crop': 'ours',
+         'looks': 1}
 
 
 def load_report(path, part=dict):

@@ -20,13 +20,15 @@ from headpose.files import atomic, digest
 from headpose.geometry.pose import AXES, angles_text
 
 
-def present(result, data, checkpoint, options, image_size):
-    """Prints a test's result and writes the files that are asked for.
+def present(results, checkpoint, options, image_size):
+    """Prints a test's results and writes the files that are asked for.
 
-    `result` is the `engine.Evaluation` of `data`, a `datasets.PoseDataset`.
+    Of the results, see `looks.evaluate_looks`, the last look's is written.
     Raises RunError if a file cannot be written, or an answer is no number.
     """
-    print_result(result)
+    for look, (result, data) in enumerate(results, 1):
+        if look in (1, len(results)):
+            print_result(result, look)
     annotations = data.annotations
     if options.predictions:
         write_predictions(options.predictions, result, annotations.names)
@@ -44,14 +46,18 @@ def present(result, data, checkpoint, options, image_size):
             'data_dir': options.data_dir,
             'filename_list': options.filename_list or options.labels,
             'landmarks': options.landmarks, 'image_size': image_size,
-            'flip': options.flip, 'images': len(result.indices),
+            'flip': options.flip, 'looks': options.looks,
+            'images': len(result.indices),
             'crop': data.protocol, 'labels': options.labels,
             'labels_sha256': annotations.table, **more})
 
 
-def print_result(result):
+def print_result(result, look=1):
     """Prints the test line, a table by |yaw|, and a warning if need be."""
     errors = result.errors
+    if look > 1:
+        print(f'Look {look}, cropped around the box found before (not the '
+              'published protocol):')
     print('Test error in degrees of the model on the '
           f'{len(errors)} test images. {angles_text(errors)}')
     print(range_table(result, 0).to_string(index=False, na_rep='-',

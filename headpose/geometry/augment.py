@@ -25,6 +25,7 @@ MARGIN = 0.2, 0.4  # k of `expand_box`
 # 201 of checkpoints/README.md's images within 30 degrees of yaw, the centre
 # of 40 and 89 beyond 60.
 VISIBLE, TO_THE_NOSE = (0.84, 0.89), 0.08
+UPRIGHT = 10.0     # degrees of a crop's turn up to which the box is known
 BLURRED = 0.05     # share of the training images
 # Pillow's ImageFilter.BLUR, which HopeNet uses.
 BLUR = np.ones((5, 5), np.float32) / 16
@@ -101,20 +102,14 @@ def log_between(limits, draw):
 def augmented_crop(image, box, angles, draws, size,
                    augmentation=Augmentation(), shrink=1, other=None):
     """Returns a training crop and the angles of the head in it."""
-    box = drawn_box(box, angles[0], draws, augmentation)
-    if draws.flipped:
-        angles = angles * np.float32(MIRROR)
-    turn = augmentation.rotate * (2 * float(draws.turn) - 1)
-    new = turned(angles, turn) if turn else angles
-    if beyond_range(new):
-        turn = 0.0  # the network has no bins for the turned head
-    else:
-        angles = new
+    face, box = box, drawn_box(box, angles[0], draws, augmentation)
+    turn, angles = head_turn(angles, draws, augmentation)
     image = training_crop(image, box, draws, size, turn, shrink,
                           augmentation.test_framing)
     if draws.occlude < augmentation.occlude:
-        face = face_in_crop(box, draws, size, turn, augmentation.test_framing)
-        image = occluded(image, *face, angles, draws, other)
+        image = occluded(image, *face_in_crop(
+            face, box, draws, size, turn, augmentation.test_framing),
+            angles, draws, other)
     if draws.light < augmentation.light:
         image = relit(image, draws)
     if draws.coarse < augmentation.low_resolution:
@@ -122,6 +117,34 @@ def augmented_crop(image, box, angles, draws, size,
     if augmentation.color_jitter:
         image = recolored(image, augmentation.color_jitter, draws)
     return image, angles
+
+
+def head_turn(angles, draws, augmentation):
+    """Returns a crop's turn, degrees clockwise, and the head's angles in it.
+
+    A head for which the network would have no bins is not turned.
+    """
+    if draws.flipped:
+        angles = angles * np.float32(MIRROR)
+    turn = augmentation.rotate * (2 * float(draws.turn) - 1)
+    new = turned(angles, turn) if turn else angles
+    return (0.0, angles) if beyond_range(new) else (turn, new)
+
+
+def box_in_crop(box, angles, draws, size, augmentation):
+    """Returns where `augmented_crop` shows the face's box, float32 (4,).
+
+    x_min, y_min, x_max, y_max are shares of the crop's side, and NaN where the
+    crop is turned by more than UPRIGHT: the box of a turned face is another.
+    """
+    turn, _ = head_turn(angles, draws, augmentation)
+    if abs(turn) > UPRIGHT:
+        return np.full(4, np.nan, np.float32)
+    center, extent = face_in_crop(
+        box, drawn_box(box, angles[0], draws, augmentation), draws, size,
+        turn, augmentation.test_framing)
+    return np.float32(np.concatenate((center - extent / 2,
+                                      center + extent / 2)) / size)
 
 
 def training_crop(image, box, draws, size=224, turn=0.0, shrink=1,
@@ -195,18 +218,21 @@ def mirrored(box, flipped=True):
     return (-x_max, y_min, -x_min, y_max) if flipped else tuple(box)
 
 
-def face_in_crop(box, draws, size, turn=0.0, test_framing=False):
-    """Returns the face box's centre and extent, (2,) each, in a crop."""
+def face_in_crop(face, box, draws, size, turn=0.0, test_framing=False):
+    """Returns the centre and extent, (2,) each, of a face box in a crop.
+
+    The crop is `training_crop`'s around another box, the drawn one.
+    """
     part, resized_to, corner = framing(box, draws, size,
                                        test_framing=test_framing)
     scale = np.divide(resized_to, np.subtract(part[2:], part[:2]))
-    center = (np.add(box[:2], box[2:]) / 2 - part[:2]) * scale
+    center = (np.add(face[:2], face[2:]) / 2 - part[:2]) * scale
     if draws.flipped:  # the crop's corner is one of the mirrored image
         center[0] = resized_to[0] - center[0]
     center -= corner
     cosine, sine = np.cos(np.radians(turn)), np.sin(np.radians(turn))
     center = (center - size / 2) @ [[cosine, sine], [-sine, cosine]]
-    return center + size / 2, np.subtract(box[2:], box[:2]) * scale
+    return center + size / 2, np.subtract(face[2:], face[:2]) * scale
 
 
 def turned_crop(face, left, top, size, turn, flip):

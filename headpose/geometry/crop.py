@@ -94,6 +94,41 @@ def protocol_crop(image, box, size=224, protocol='ours'):
     return image.crop((left, top, left + size, top + size))
 
 
+def box_in_picture(shares, box, size):
+    """Returns a box that was found in `protocol_crop`'s crop of another.
+
+    Args:
+        shares: the found box in the crop, (4,), as shares of its side.
+        box: that the crop was made around.
+        size: of the crop, pixels.
+
+    Returns:
+        The found box in the picture, array (4,), pixels.
+    """
+    part = expand_box(box, PROTOCOL_K, PROTOCOL_SIDE)
+    sides = np.subtract(part[2:], part[:2])
+    scaled = np.array(resized(*sides, size))
+    corner = np.round((scaled - size) / 2)
+    pixels = np.reshape(shares, (2, 2)) * size + corner
+    return (pixels * sides / scaled + part[:2]).ravel()
+
+
+def next_box(shares, box, size, width, height):
+    """Returns the box to crop around next; see `box_in_picture`.
+
+    That is the found one, or, where it cannot be cropped from the picture of
+    that width and height, the one before.
+    """
+    found = box_in_picture(shares, box, size)
+    return box if crop_problem(found, width, height) else found
+
+
+def mirrored_shares(boxes):
+    """Returns boxes in the mirrored crop, (N, 4), as shares of its side."""
+    return np.column_stack((1 - boxes[:, 2], boxes[:, 1],
+                            1 - boxes[:, 0], boxes[:, 3]))
+
+
 def fsanet_crop(image, box, size):
     """Crops a face as FSA-Net does in BIWI, from and to uint8 (H, W, 3).
 

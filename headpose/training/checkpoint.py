@@ -216,6 +216,8 @@ def pretrained_text(model, checkpoint):
         (f', heads included{size}' if heads else '; the heads start fresh')
         + ('; the attention starts fresh'
            if any('.cbam.' in key for key in fresh) else '')
+        + ("; the box's head starts fresh" if heads and any(
+            key.startswith('box_head.') for key in fresh) else '')
         + ('' if heads else f'; {", ".join(model.stem)} not trained'))
 
 

@@ -2,7 +2,7 @@
 
 A script, or a notebook, hands it a `hopenet.PoseNetwork` and loaders (see
 datasets.py) of batches: uint8 images (N, 3, H, W), angles (N, 3) in degrees,
-indices (N,).
+indices (N,), and the faces' boxes in the images (N, 4).
 
     evaluate(model, loader).errors.mean(0)  # of yaw, pitch, roll
 """
@@ -108,16 +108,13 @@ def train_epoch(trainer, loader, epoch=1):
     loader.batch_sampler.epoch = epoch
     losses, sizes = [], loader.batch_sampler.sizes()
     bar = tqdm(loader, desc=f'epoch {epoch}', disable=None, leave=False)
-    for step, ((images, angles, _), size) in enumerate(zip(bar, sizes)):
+    for step, (batch, size) in enumerate(zip(bar, sizes)):
         recipe.set_rates(optimizer, epoch - 1 + step / len(sizes))
         optimizer.zero_grad()
         losses.append(torch.zeros((), device=trainer.device))
-        for part, true, is_last in batch_parts(images, angles, trainer):
+        for *part, is_last in batch_parts(batch, trainer):
             with gradient_sync(trainer.ddp_model, is_last):
-                with autocast(trainer.device, recipe.amp):
-                    logits = trainer.ddp_model(model.normalize(part))
-                loss = model.loss(logits, true, recipe.alpha,
-                                  recipe.soft_bins).sum()
+                loss = summed_loss(trainer, *part)
                 # DDP takes the mean over processes, the step that over images.
                 trainer.scaler.scale(loss * (world_size() / size)).backward()
             losses[-1] += loss.detach()
@@ -126,19 +123,40 @@ def train_epoch(trainer, loader, epoch=1):
         if trainer.average:
             trainer.average.update_parameters(model)
         if len(losses) % CHECK_EVERY == 0:  # reading one waits for the device
-            loss = check_finite(losses, epoch)[-1] / len(images)
+            loss = check_finite(losses, epoch)[-1] / len(batch[0])
             bar.set_postfix(loss=f'{loss:.3f}')
         check_interrupt()
     return sum(gather(check_finite(losses, epoch).sum())) / sum(sizes)
 
 
-def batch_parts(images, angles, trainer):
-    """Yields a batch's `accumulate` parts, and whether each is the last."""
+def batch_parts(batch, trainer):
+    """Yields the images, angles and boxes of a batch's `accumulate` parts.
+
+    And whether each part is the last.
+    """
+    images, angles, _, boxes = batch
     count = trainer.recipe.accumulate
-    parts = images.chunk(count), torch.as_tensor(angles).chunk(count)
-    for number, (part, true) in enumerate(zip(*parts), 1):
+    parts = [torch.as_tensor(values).chunk(count)
+             for values in (images, angles, boxes)]
+    for number, (part, true, faces) in enumerate(zip(*parts), 1):
         yield (part.to(trainer.device, non_blocking=True),
-               true.to(trainer.device), number == len(parts[0]))
+               true.to(trainer.device), faces.to(trainer.device),
+               number == len(parts[0]))
+
+
+def summed_loss(trainer, images, angles, boxes):
+    """Returns the sum of images' losses: of angles and, if any, boxes."""
+    model, recipe = trainer.model, trainer.recipe
+    pixels = model.normalize(images)
+    with autocast(trainer.device, recipe.amp):
+        if model.box_head:
+            logits, faces = trainer.ddp_model(pixels, with_box=True)
+        else:
+            logits = trainer.ddp_model(pixels)
+    loss = model.loss(logits, angles, recipe.alpha, recipe.soft_bins).sum()
+    if model.box_head:
+        loss = loss + model.box_loss(faces, boxes).sum()
+    return loss
 
 
 def gradient_sync(ddp_model, is_last):
@@ -172,6 +190,8 @@ class Evaluation(NamedTuple):
     predicted: np.ndarray   # (N, 3) degrees: yaw, pitch, roll
     true: np.ndarray        # (N, 3)
     bin_std: np.ndarray     # (N,) degrees, see `hopenet.bin_std`
+    # (N, 4), see `hopenet.BoxHead`; NaN of a network that finds none.
+    boxes: np.ndarray | None = None
 
     @property
     def errors(self):
@@ -187,20 +207,22 @@ def evaluate(model, loader, alpha=2.0, flip=False, soft_bins=False):
     `pose_loss`'s.
     """
     model.eval()
-    # Index, predicted and true angles, loss, deviation.
-    rows = [np.empty((0, 9))]
-    for images, angles, indices in tqdm(loader, desc='evaluating',
-                                        disable=None, leave=False):
+    # Index, predicted and true angles, loss, deviation, box.
+    rows = [np.empty((0, 13))]
+    for images, angles, indices, _ in tqdm(loader, desc='evaluating',
+                                           disable=None, leave=False):
         found = model.predict(images, flip)
         losses = model.loss(found.logits, torch.as_tensor(angles), alpha,
                             soft_bins)
+        boxes = np.full((len(indices), 4), np.nan) if (
+            found.boxes is None) else found.boxes
         rows.append(np.column_stack([indices, found.angles, angles, losses,
-                                     found.bin_std]))
+                                     found.bin_std, boxes]))
         check_interrupt()
     rows = np.concatenate(gather(np.concatenate(rows)))
     rows = rows[rows[:, 0].argsort()]
     return Evaluation(float(rows[:, 7].mean()), rows[:, 0].astype(int),
-                      rows[:, 1:4], rows[:, 4:7], rows[:, 8])
+                      rows[:, 1:4], rows[:, 4:7], rows[:, 8], rows[:, 9:])
 
 
 def fit(trainer, loaders, run):

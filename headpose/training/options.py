@@ -147,6 +147,9 @@ def training_parser(description, network):
     add('--soft_bins', action='store_true',
         help='share an angle between its two nearest bins, which decode to '
         'it; a bin alone decodes to its lower edge')
+    add('--find_box', nargs='?', const='also', choices=('also', 'only'),
+        help="learn the face's box, too, around which a test can crop again "
+        "(--looks); only: leave all else of --pretrained's network as it is")
     add('--image_size', type=number(int, 64, CROP_SIZES[1]), default=[224],
         nargs='+', dest='image_sizes', metavar='PIXELS',
         help='side of the crops; several share the epochs equally, and the '
@@ -241,6 +244,9 @@ def evaluation_parser(description, snapshot):
         help='default: what the checkpoint was trained at, or 224')
     add('--protocol', choices=('ours', 'hopenet', 'fsanet'), default='ours',
         help="BIWI: crop as HopeNet's or FSA-Net's code does; default: ours")
+    add('--looks', type=number(int, 1), default=1, metavar='N',
+        help="crop again, N - 1 times, around the box that a network with "
+        '--find_box finds in the crop before; default: 1, as published')
     add('--flip', action='store_true',
         help='give the mean rotation of each crop and of its mirror image')
     add('--predictions', metavar='FILE.csv',
@@ -263,6 +269,13 @@ def parse_training(description, network, argv=None):
                      f'{network} alone')
     options.output = options.output or CHECKPOINTS.get(
         backbone, f'checkpoints/{backbone}.pkl')
+    if options.find_box and not options.augment:
+        parser.error('argument --find_box: with --no_augment every crop has '
+                     'the box in one place')
+    if options.find_box == 'only' and options.pretrained in ('none',
+                                                             'imagenet'):
+        parser.error('argument --find_box: only needs the trained network '
+                     'of --pretrained FILE')
     options.image_size = options.image_sizes[-1]
     if options.as_published:
         options.split = 'image'
@@ -277,6 +290,8 @@ def parse_evaluation(description, network, argv=None):
     options = checked(parser, parser.parse_args(argv))
     if options.protocol != 'ours' and options.dataset != 'BIWI':
         parser.error('argument --protocol: is for --dataset BIWI')
+    if options.protocol != 'ours' and options.looks > 1:
+        parser.error("argument --looks: is for ours of --protocol")
     return options
 
 

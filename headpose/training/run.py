@@ -30,11 +30,12 @@ RUN_OPTIONS = {
     'split', 'split_seed', 'seed', 'batch_size', 'lr', 'lr_steps', 'one_cycle',
     'head_factor', 'weight_decay', 'ema', 'alpha', 'soft_bins', 'as_published',
     'augment', 'image_sizes', 'rotate', 'box_jitter', 'color_jitter',
-    'low_resolution', 'light', 'occlude', 'weak_end', 'test_framing'}
+    'low_resolution', 'light', 'occlude', 'weak_end', 'test_framing',
+    'find_box'}
 # Not even --override can change these: they made the network, its weights, or
 # the optimizer's groups, which a checkpoint goes on with.
 FIXED_OPTIONS = {'attention', 'backbone', 'width', 'pretrained',
-                 'batch_norms', 'head_factor', 'as_published'}
+                 'batch_norms', 'head_factor', 'as_published', 'find_box'}
 
 
 def process_rank():
@@ -162,12 +163,19 @@ class Run:
                 resume, self.checkpoint['options'], self.options, override)
 
     def load_weights(self, model, pretrained='imagenet',
-                     batch_norms='frozen'):
-        """Loads the run's checkpoint, or else pretrained weights."""
+                     batch_norms='frozen', find_box=None):
+        """Loads the run's checkpoint, or else pretrained weights.
+
+        `find_box`, None, 'also' or 'only', is the script's --find_box.
+        """
+        if find_box:
+            model.add_box_head()
         if self.checkpoint:
             load_last(model, self.checkpoint, self.resume)
         else:
             load_pretrained(model, pretrained, batch_norms)
+        if find_box == 'only':
+            model.train_box_alone()
 
     @contextlib.contextmanager
     def lock_output(self):
@@ -270,7 +278,7 @@ class Run:
             'pretrained_norms': trainer.model.pretrained_norms,
             'epoch': self.rows[-1]['epoch'], 'validation': self.rows[-1],
             'options': self.options, 'provenance': self.provenance}
-        if self.log().mae.argmin() == len(self.rows) - 1:  # the first of ties
+        if best_epoch(self.log()) == len(self.rows):
             save_checkpoint(self.output, content)
             self.has_best = True
         save_checkpoint(self.last, {**content, 'log': self.rows,
@@ -311,6 +319,14 @@ class Run:
         return 'No epoch was finished; the same command starts again.'
 
 
+def best_epoch(log):
+    """Returns the number of the epoch with the lowest MAE, the last of ties.
+
+    Where the box's head is trained alone, all epochs have the same.
+    """
+    return int(np.flatnonzero(log.mae == log.mae.min())[-1]) + 1
+
+
 def published_text(model):
     """Names what --as_published does to a network."""
     lines = [f'learning rate x{times} where the name has "{part}" (Adam '
@@ -345,7 +361,7 @@ def report_training(loaders, run):
     angles = [annotations.angles[loader.batch_sampler.indices]
               for loader in loaders]
     constant = np.abs(angles[1] - np.median(angles[0], 0))
-    best = log.loc[log.mae.idxmin()]
+    best = log.iloc[best_epoch(log) - 1]
     print(f'\nTrained on {len(angles[0]):,} images of {annotations.data_dir}, '
           f'validated on {len(angles[1]):,}.\n'
           f'Best epoch {best.epoch:.0f}: Yaw: {best.yaw:.4f}, Pitch: '
