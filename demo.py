@@ -79,6 +79,10 @@ def parse_demo(argv=None):
         help='default: what the network was trained at, or 224')
     add('--flip', action='store_true',
         help='give the mean rotation of each crop and of its mirror image')
+    add('--looks', type=number(int, 1), default=2, metavar='N',
+        help='give the mean of N answers, each after the first of a crop '
+        'around the face that the network found before (a network that finds '
+        'none looks once); default: 2')
     add('--output', default='output/demo', metavar='DIR')
     add('--overwrite', action='store_true', help='replace existing files')
     add('--detector', metavar='FILE.onnx', help='another YuNet')
@@ -163,7 +167,8 @@ def main(argv=None):
         with (signals_noted() as received,
               PoseTable(paths.table, matrix=options.matrix) as table):
             pipeline = Pipeline(
-                Estimator(network, detector, flip=options.flip), table,
+                Estimator(network, detector, flip=options.flip,
+                          looks=options.looks), table,
                 tqdm, cube=options.cube, smooth=options.smooth,
                 every_frame=options.every_frame, fps=options.fps,
                 window=not options.no_window, received=received)

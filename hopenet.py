@@ -154,7 +154,7 @@ def cosines(side, like):
     """Returns the lowest waves of the cosine transform, (4, side)."""
     place = torch.arange(1, 2 * side, 2, device=like.device) / (2 * side)
     order = torch.arange(BOX_WAVES, device=like.device)[:, None]
-    return (torch.pi * order * place).cos() / side
+    return ((torch.pi * order * place).cos() / side).to(like)
 
 
 class PoseNetwork(nn.Module):
@@ -216,11 +216,16 @@ class PoseNetwork(nn.Module):
         return [name for name, module in self.named_modules()
                 if isinstance(module, nn.BatchNorm2d)]
 
-    def forward(self, x, with_box=False):
-        """Maps (N, 3, H, W) to logits (N, 3, 66), or to them and boxes."""
+    def forward(self, x, with_boxes=False):
+        """Maps (N, 3, H, W) to logits (N, 3, 66).
+
+        Or, `with_boxes`, to these and the boxes (N, 4), None without a head.
+        """
         maps = self.maps(x)
         logits = self.logits(maps.mean((2, 3)))
-        return (logits, self.box_head(maps)) if with_box else logits
+        if not with_boxes:
+            return logits
+        return logits, self.box_head and self.box_head(maps)
 
     def logits(self, features):
         """Maps pooled features (N, F) to logits (N, 3, 66)."""
@@ -252,14 +257,11 @@ class PoseNetwork(nn.Module):
 
     def answer(self, pixels):
         """Returns the `Prediction` on normalised pixels (N, 3, H, W)."""
-        if self.box_head:
-            logits, boxes = self(pixels, with_box=True)
-            boxes = boxes.float().cpu().numpy()
-        else:
-            logits, boxes = self(pixels), None
+        logits, boxes = self(pixels, with_boxes=True)
         logits = logits.float().cpu()
-        return Prediction(decode(logits).numpy(), bin_std(logits).numpy(),
-                          logits, boxes)
+        return Prediction(
+            decode(logits).numpy(), bin_std(logits).numpy(), logits,
+            boxes if boxes is None else boxes.float().cpu().numpy())
 
     def load_pretrained(self, state):
         """Loads ImageNet weights, or a trained network's with its heads.

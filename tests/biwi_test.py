@@ -331,7 +331,7 @@ def test_the_crops_are_their_sources(rendered, protocol):
                                         protocol=protocol)
     items, crops = loader.dataset, []
     for index in (0, 7, 20, 41):
-        crop, _, _ = items[0, index]
+        crop, *_ = items[0, index]
         expected = naive_crop(protocol, items.path(index),
                               items.annotations.boxes[index], 96)
         assert np.abs(crop - expected).max() <= 1

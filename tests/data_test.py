@@ -525,7 +525,7 @@ def test_every_real_pair_is_read(real):
         assert len(annotations.names) == count
         items = datasets.PoseDataset(annotations)
         for index in range(count):
-            image, angles, _ = items[0, index]
+            image, angles, *_ = items[0, index]
             assert image.shape == (224, 224, 3) and image.std() > 5
             mat = scipy.io.loadmat(folder / dataset
                                    / f'{annotations.names[index]}.mat')
@@ -556,7 +556,7 @@ def test_a_flip_negates_yaw_and_roll(sample, annotations):
     signs = {True: [], False: []}
     for epoch in range(4):
         for index in range(24):
-            _, angles, _ = items[epoch, index]
+            _, angles, *_ = items[epoch, index]
             flipped = augment.Draws(
                 *datasets.epoch_draws(24, 0, epoch)[index]).flipped
             sign = [-1, 1, -1] if flipped else 1

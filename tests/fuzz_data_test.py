@@ -238,7 +238,7 @@ def test_hostile_folders(tmp_path, capsys, run, names, data):
     for augmentation in (None, Augmentation()):
         items = datasets.PoseDataset(annotations, 64, augmentation)
         for index in range(len(listed)):
-            image, angles, _ = items[0, index]
+            image, angles, *_ = items[0, index]
             assert image.shape == (64, 64, 3) and np.isfinite(angles).all()
     for name in found - set(listed):
         if lists.can_be_listed(name) and os.path.normpath(name) == name:

@@ -535,9 +535,9 @@ def tiny():
             self.norm = torch.nn.BatchNorm2d(3)
             self.add_heads(3, {'network': 'tiny'})
 
-        def forward(self, x):
-            """Maps (N, 3, H, W) to logits (N, 3, 66)."""
-            return self.logits(self.norm(x[..., :2]).mean((2, 3)))
+        def maps(self, x):
+            """Maps (N, 3, H, W) to (N, 3, H, 2)."""
+            return self.norm(x[..., :2])
     return Tiny()
 
 

@@ -1,13 +1,15 @@
 """Measures what the face box costs a network, on validation images.
 
     python -m tools.framing DATA CHECKPOINT [CHECKPOINT ...] [--every N]
+                            [--looks N]
 
 DATA holds faces.csv, with its images, and AFLW2000_recropped/.  A validation
 image (of the split with seed 0) is cropped as in the test three times: around
 its label's box, around YuNet's as demo.py does, and around one that lies to
 YuNet's as AFLW2000's box of visible landmarks does in a re-crop of nearly the
-same yaw, drawn with a fixed seed.  Of the re-crops only the boxes are used, no
-network's errors: what is chosen by this table is not chosen on the test.
+same yaw, drawn with a fixed seed.  A network with a box's head looks again,
+around the box that it found before.  Of the re-crops only the boxes are used,
+no network's errors: what is chosen by this table is not chosen on the test.
 """
 import argparse
 import os
@@ -19,8 +21,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets import read_annotations, split_indices, split_keys
-from headpose.geometry.crop import protocol_crop
-from headpose.geometry.pose import beyond_range, rotation_errors
+from headpose.geometry.crop import next_box, protocol_crop
+from headpose.geometry.pose import (beyond_range, best_guess,
+                                    rotation_errors)
 from headpose.inference.detector import YuNet
 from headpose.networks.fusion import for_inference
 from headpose.readers.images import read_image
@@ -85,26 +88,50 @@ def drawn_place(yaw, yaws, places, rng):
     return mirrored_place(place) if yaws[index] * yaw < 0 else place
 
 
-def crop_kinds(annotations, indices, detector, places, size):
-    """Returns crops (3, M, size, size, 3) of `KINDS`, and angles (M, 3).
+def framed_faces(annotations, indices, detector, places):
+    """Returns pictures, boxes (3, M, 4) of `KINDS`, and angles (M, 3).
 
-    Of the N images, YuNet finds M; `places` is what `recrop_places` returns.
+    Of the N images, YuNet finds M; the pictures are Pillow's, and `places` is
+    what `recrop_places` returns.
     """
-    rng, crops, angles = np.random.default_rng(0), [], []
-    for index in tqdm(indices, 'crops', leave=False, disable=None):
+    rng, pictures, boxes, angles = np.random.default_rng(0), [], [], []
+    for index in tqdm(indices, 'faces', leave=False, disable=None):
         image = read_image(os.path.join(annotations.data_dir,
                                         annotations.images[index]))
         box, true = annotations.boxes[index], annotations.angles[index]
         outer = detected_face(detector, image, box)
         if outer is None:
             continue
-        boxes = (box, outer,
-                 box_at(drawn_place(true[0], *places, rng), outer))
-        picture = Image.fromarray(image)
-        crops.append([np.asarray(protocol_crop(picture, each, size))
-                      for each in boxes])
+        pictures.append(Image.fromarray(image))
+        boxes.append((box, outer, box_at(
+            drawn_place(true[0], *places, rng), outer)))
         angles.append(true)
-    return np.stack(crops, 1), np.array(angles)
+    return pictures, np.stack(boxes, 1), np.array(angles)
+
+
+def looks_at(model, size, pictures, boxes, looks):
+    """Yields angles (M, 3) after each look, see `looks.evaluate_looks`.
+
+    Args:
+        model: a `hopenet.PoseNetwork`, with a `BoxHead` for several looks.
+        size: of its crops, pixels.
+        pictures: M Pillow images.
+        boxes: (M, 4), of the first look.
+    """
+    seen = []
+    for look in range(1, looks + 1):
+        crops = torch.from_numpy(np.stack([
+            np.asarray(protocol_crop(picture, box, size))
+            for picture, box in zip(pictures, boxes)])).permute(0, 3, 1, 2)
+        found = [model.predict(batch.contiguous())
+                 for batch in crops.split(BATCH)]
+        seen.append([np.concatenate(part) for part in zip(
+            *[(each.angles, each.bin_std) for each in found])])
+        yield best_guess(*zip(*seen))[0]
+        if look < looks:
+            shares = np.concatenate([each.boxes for each in found])
+            boxes = [next_box(*each, size, *picture.size) for *each, picture
+                     in zip(shares, boxes, pictures)]
 
 
 def errors_row(predicted, true):
@@ -117,34 +144,32 @@ def errors_row(predicted, true):
         'rotation': rotation_errors(predicted, true)[0].mean()}
 
 
-def framing_table(data, checkpoints, every=4):
-    """Returns a DataFrame with a row for each network and kind of box.
+def framing_table(data, checkpoints, every=4, looks=1):
+    """Returns a DataFrame with a row for each network, kind of box and look.
 
     Args:
         data: see the module's docstring.
         checkpoints: dict of the networks' names to their files.
         every: looks at every Nth validation image.
+        looks: of a network that finds boxes; others look once.
     """
     annotations = read_annotations(
         data, labels=os.path.join(data, 'faces.csv'))
     keys, _ = split_keys(annotations)
     indices = split_indices(keys)[1][::every]
     detector = YuNet()
-    places, made, rows = recrop_places(data, detector), {}, []
+    pictures, boxes, true = framed_faces(
+        annotations, indices, detector, recrop_places(data, detector))
+    rows = []
     for name, path in checkpoints.items():
         model, content = load_network(path, rebuild)
         model, size = for_inference(model), trained_size(content)
-        if size not in made:
-            made[size] = crop_kinds(annotations, indices, detector, places,
-                                    size)
-        crops, true = made[size]
-        for kind, images in zip(KINDS, crops):
-            pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-            predicted = np.concatenate([
-                model.predict(batch.contiguous()).angles
-                for batch in pixels.split(BATCH)])
-            rows.append({'network': name, 'boxes': kind,
-                         **errors_row(predicted, true)})
+        for kind, drawn in zip(KINDS, boxes):
+            found = looks_at(model, size, pictures, drawn,
+                             looks if model.box_head else 1)
+            rows += [{'network': name, 'boxes': kind, 'looks': look,
+                      **errors_row(predicted, true)}
+                     for look, predicted in enumerate(found, 1)]
     return pd.DataFrame(rows)
 
 
@@ -157,9 +182,12 @@ def main(argv=None):
     parser.add_argument('checkpoints', metavar='CHECKPOINT', nargs='+')
     parser.add_argument('--every', type=int, default=4, metavar='N',
                         help='look at every Nth validation image; default: 4')
+    parser.add_argument('--looks', type=int, default=3, metavar='N',
+                        help='of a network that finds boxes; default: 3')
     options = parser.parse_args(argv)
     table = framing_table(options.data, {
-        path: path for path in options.checkpoints}, options.every)
+        path: path for path in options.checkpoints}, options.every,
+        options.looks)
     print(table.round(2).to_string(index=False))
 
 

@@ -23,6 +23,7 @@ import numpy as np
 AXES = ('yaw', 'pitch', 'roll')
 PROFILE = 70  # degrees between a face in profile and the camera, at least
 MIRROR = (-1, 1, -1)  # factors of yaw, pitch and roll in a mirror image
+LEAST_SPREAD = 0.1  # degrees, of an answer in a mean: none is that sure
 
 # The protocol keeps angles within +-99 degrees.  An angle of exactly 99
 # degrees, stored as float32 radians, comes back up to 4e-6 degrees larger.
@@ -117,14 +118,34 @@ def mean_angles(angles, weights=None):
     rotations", section 3.1).  A mean of the angles would be wrong where they
     wrap around, and near 90 degrees of yaw.
 
-    From array-like (K, N, 3), degrees, K answers for each of N heads, and K
-    `weights`, to float64 (N, 3), near to the first answers' numbers.
+    From array-like (K, N, 3), degrees, K answers for each of N heads, and
+    `weights`, (K,) or (K, N), to float64 (N, 3), near to the first answers'
+    numbers.
     """
-    left, _, right = np.linalg.svd(
-        np.average(rotation_matrix(angles), axis=0, weights=weights))
+    rotations = rotation_matrix(angles)
+    if weights is not None:
+        weights = np.asarray(weights, float)
+        rotations *= weights.reshape(*weights.shape, *[1] * (4 - weights.ndim))
+    left, _, right = np.linalg.svd(rotations.sum(0))
     # A mean of rotations that are far apart can be nearest to a reflection.
     left[..., -1] *= np.linalg.det(left @ right)[..., None]
     return angles_near(left @ right, np.asarray(angles)[0])
+
+
+def best_guess(angles, spreads):
+    """Returns the mean of several answers, the surer ones weighing more.
+
+    An answer weighs as the inverse of its variance, the spread squared: of
+    unbiased, independent answers that is the mean with the least variance.
+    From array-like (K, N, 3) and (K, N), degrees, K answers for each of N
+    heads, to angles (N, 3), NaN where an answer is, and spreads (N,).
+    """
+    angles = np.asarray(angles, float)
+    weights = 1 / np.square(np.maximum(spreads, LEAST_SPREAD))
+    means = np.full(angles.shape[1:], np.nan)
+    known = np.isfinite(angles).all((0, 2))
+    means[known] = mean_angles(angles[:, known], weights[:, known])
+    return means, np.average(spreads, axis=0, weights=weights)
 
 
 def rotation_errors(predicted, true):

@@ -11,6 +11,7 @@ import numpy as np
 
 from headpose.errors import InputError
 from headpose.files import printable
+from headpose.geometry.crop import mirrored_shares
 from headpose.geometry.pose import MIRROR, mean_angles
 
 try:  # optional: for .onnx alone
@@ -25,6 +26,7 @@ NETWORK = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'models',
 # no larger (checkpoints/README.md).
 USUAL_SPREAD = 18.4
 OUTPUTS = ['angles', 'spread']  # of an export, beside its logits
+BOXES = 'boxes'  # of an export whose network finds them
 
 
 @dataclasses.dataclass
@@ -35,13 +37,18 @@ class TorchNetwork:
     usual_spread: float = np.inf
 
     def __call__(self, crops, flip=False):
-        """Returns angles (N, 3) and the bins' std (N,), both in degrees.
+        """Returns angles (N, 3), the bins' std (N,) and boxes (N, 4).
+
+        Both are in degrees; the boxes are the faces' in the crops, shares of
+        their side: x_min, y_min, x_max, y_max; None of a network that finds
+        none.
 
         Args:
             crops: uint8 (N, H, W, 3), RGB.
             flip: give the mean of each crop and its mirror image.
         """
-        return self.model.predict(crops.transpose(0, 3, 1, 2), flip)[:2]
+        found = self.model.predict(crops.transpose(0, 3, 1, 2), flip)
+        return found.angles, found.bin_std, found.boxes
 
 
 class OnnxNetwork:
@@ -77,6 +84,7 @@ class OnnxNetwork:
             raise InputError(f'{name}: does not turn uint8 pixels '
                              '(N, H, W, 3) into angles and spread; export it '
                              'anew with export.py')
+        self.outputs = OUTPUTS + [BOXES] * (BOXES in outputs)
         self.size = self.input.shape[1]
         self.usual_spread = USUAL_SPREAD if path == NETWORK else np.inf
         if image_size not in (None, self.size):
@@ -84,15 +92,17 @@ class OnnxNetwork:
                              f'not of {image_size} (--image_size)')
 
     def __call__(self, crops, flip=False):
-        """Returns angles and the bins' std; see `TorchNetwork.__call__`."""
-        angles, bin_std = self.run(crops)
+        """Returns what `TorchNetwork.__call__` does."""
+        angles, bin_std, *boxes = self.run(crops)
         if flip:
-            mirrored, others = self.run(crops[:, :, ::-1])
+            mirrored, others, *other_boxes = self.run(crops[:, :, ::-1])
             angles = mean_angles((angles, mirrored * MIRROR))
             bin_std = (bin_std + others) / 2
-        return angles, bin_std
+            boxes = [(found + mirrored_shares(other)) / 2
+                     for found, other in zip(boxes, other_boxes)]
+        return angles, bin_std, boxes[0] if boxes else None
 
     def run(self, crops):
-        """Returns the network's own angles (N, 3) and bins' std (N,)."""
+        """Returns the network's own outputs."""
         return self.session.run(
-            OUTPUTS, {self.input.name: np.ascontiguousarray(crops)})
+            self.outputs, {self.input.name: np.ascontiguousarray(crops)})

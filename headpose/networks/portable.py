@@ -1,7 +1,8 @@
 """A network as a file for other runtimes: ONNX, or a torch.export program.
 
 It takes uint8 RGB pixels (N, H, W, 3) and gives logits (N, 3, bins), angles
-(N, 3) and `spread`, the bins' standard deviation (N,), in degrees.
+(N, 3) and `spread`, the bins' standard deviation (N,), in degrees; a network
+with a `hopenet.BoxHead` also gives its boxes (N, 4).
 """
 import contextlib
 import io
@@ -16,7 +17,7 @@ from headpose.files import atomic
 # pixels; of int8 the mean, on training crops.  The shipped network's are 3e-5,
 # 0.3 and up to 1.8; more than these is more than lost precision.
 TOLERANCES = {'float32': 1e-3, 'fp16': 0.5, 'int8': 3.0}
-OUTPUTS = ['logits', 'angles', 'spread']
+OUTPUTS = ['logits', 'angles', 'spread', 'boxes']  # the last not always
 # Computed in 8 bits: convolutions, what they absorb, and what only moves
 # numbers; not the heads and the attention's gates, small and decisive.
 INT8_OPERATORS = ('Conv', 'Relu', 'Clip', 'MaxPool', 'Concat', 'Split',
@@ -70,7 +71,7 @@ class Portable(nn.Module):
         self.model = model.eval()
 
     def forward(self, images):
-        """Maps images to logits, angles and standard deviation."""
+        """Maps images to logits, angles, standard deviation and boxes."""
         count, height, width, channels = images.shape
         # Without the line of pixels onnxruntime moves the change of axes
         # behind the normalisation, which then takes a quarter of an 8-bit
@@ -79,12 +80,14 @@ class Portable(nn.Module):
             images.permute(0, 3, 1, 2).reshape(count, channels, 1, -1))
         pixels = pixels.reshape(count, channels, height, width)
         dtype = next(self.model.parameters()).dtype
-        logits = self.model(pixels.to(dtype)).float()
+        logits, boxes = self.model(pixels.to(dtype), with_boxes=True)
+        logits = logits.float()
         axes, bins = logits.shape[1:]
         # OpenCV adds axes of its own before.
         return (logits.reshape(-1, axes, bins),
                 self.model.decode(logits).reshape(-1, axes),
-                self.model.bin_std(logits).reshape(-1))
+                self.model.bin_std(logits).reshape(-1),
+                *([] if boxes is None else [boxes.float().reshape(-1, 4)]))
 
 
 def write(path, model, size, precision, batches, notes):
@@ -135,8 +138,10 @@ def write_onnx(path, program, batches, precision, notes):
         import onnx  # optional packages
         import onnxruntime
 
+        outputs = program.graph_signature.user_outputs
         torch.onnx.export(program, f=path, input_names=['images'],
-                          output_names=OUTPUTS, external_data=False,
+                          output_names=OUTPUTS[:len(outputs)],
+                          external_data=False,
                           opset_version=18,  # the exporter's own
                           verbose=False)
     except ImportError as error:

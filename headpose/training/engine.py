@@ -149,13 +149,10 @@ def summed_loss(trainer, images, angles, boxes):
     model, recipe = trainer.model, trainer.recipe
     pixels = model.normalize(images)
     with autocast(trainer.device, recipe.amp):
-        if model.box_head:
-            logits, faces = trainer.ddp_model(pixels, with_box=True)
-        else:
-            logits = trainer.ddp_model(pixels)
+        logits, found = trainer.ddp_model(pixels, with_boxes=True)
     loss = model.loss(logits, angles, recipe.alpha, recipe.soft_bins).sum()
-    if model.box_head:
-        loss = loss + model.box_loss(faces, boxes).sum()
+    if found is not None:
+        loss = loss + model.box_loss(found, boxes).sum()
     return loss
 
 
