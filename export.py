@@ -6,9 +6,10 @@
 
 The name's ending, .onnx or .pt2, says which.  The network takes uint8 RGB
 pixels (N, H, W, 3), in batches of any size, and gives logits (N, 3, 66),
-angles (N, 3) and `spread` (N,), the bins' standard deviation, in degrees; the
+angles (N, 3) and `spread` (N,), the bins' standard deviation, in degrees; and,
+if it finds them, the faces' boxes (N, 4), as shares of the crop's side.  The
 angles are checked against PyTorch to 0.001 degrees.  An .onnx file's metadata
-say this, too.  Writing ONNX needs onnx, onnxruntime and onnxscript;
+say what it takes, too.  Writing ONNX needs onnx, onnxruntime and onnxscript;
 tools/README.md says what --int8, whose ranges come from training crops of
 --data_dir, and --fp16 cost and save.
 
@@ -30,7 +31,8 @@ chin, as in demo.py's poses.csv); headpose makes it without PyTorch:
     crop = protocol_crop(picture, box=(121, 184, 324, 385), size=size)
     angles, = session.run(['angles'], {'images': np.array(crop)[None]})
 
-`size` is the side of the images that the network was trained on.  In words,
+`size` is the side of the images that the network was trained on; with the
+boxes, headpose.geometry.crop.next_box frames a second look.  In words,
 for a box of width w and height h: 0.4 w more on the left, 0.56 w on the right,
 0.4 h above, 0.168 h below, cut to whole pixels and black beyond the picture,
 which stands upright as its EXIF says; the shorter side resized to `size`,
@@ -118,7 +120,8 @@ def main(argv=None):
          'input': INPUT, 'convention': CONVENTION})
     print(f'{options.path}: input images: {INPUT}, H = W = {size}; outputs '
           f'logits (N, 3, 66), angles (N, 3): {angles} and spread (N,) in '
-          f'degrees; within {apart:.0e} degrees of PyTorch'
+          'degrees' + ', boxes (N, 4)' * bool(model.box_head)
+          + f'; within {apart:.0e} degrees of PyTorch'
           + ' on average' * (options.precision == 'int8'))
 
 

@@ -5,7 +5,8 @@
 
 `predict` takes uint8 RGB crops (N, 3, H, W), tensor or array.  They are the
 test's crop around a face box, 128 pixels a side for `shufflenet_faces` and
-224 for the others; headpose.geometry.crop.protocol_crop makes it.
+224 for the others; headpose.geometry.crop.protocol_crop makes it.  Answers of
+`shufflenet_faces` have `boxes`, too, for a second look (crop.next_box).
 """
 import os
 

@@ -25,7 +25,9 @@ case $network in
     mobilenet_v2 | mobilenet_v3_large | mobilenet_v3_small | efficientnet_b0 | \
         efficientnet_lite0)
         checkpoint=$network network=shufflenet ;;
-    faces) network=shufflenet checkpoint=shufflenet_faces ;;
+    faces)  # the published protocol, then three looks
+        network=shufflenet checkpoint=shufflenet_faces
+        set -- --looks 3 "$@" ;;
     all) checkpoint= ;;
     *) echo "test.sh: '$network' is none of attnet, shufflenet," \
            "mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small," \

@@ -28,8 +28,10 @@ def test_the_card_has_a_place_for_every_table():
 
 
 def test_errors_are_by_network_test_and_angle():
-    row = model_card.errors_text({'net': {'raw': RESULT}}).splitlines()[2]
-    assert row.startswith('| net | raw | 4.000 | 5.000 | 3.000 | 4.000 (')
+    row = model_card.errors_text(
+        {'net': {('raw', True, 3): RESULT}}).splitlines()[2]
+    assert row.startswith('| net | raw, three looks, `--flip` | 4.000 | 5.000 '
+                          '| 3.000 | 4.000 (')
     rows = model_card.ranges_text(RESULT).splitlines()[2:]
     assert len(rows) == 9
     assert rows[1].startswith(

@@ -18,13 +18,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import filename_generator
-from datasets import evaluation_loader, read_annotations
+from datasets import read_annotations
+from headpose.evaluation.looks import evaluate_looks
 from headpose.evaluation.metrics import (RANGES, axis_table, coverage_table,
                                          range_table)
 from headpose.files import atomic
 from headpose.geometry.pose import AXES, rotation_errors
 from headpose.networks.fusion import for_inference
-from headpose.training import engine
 from headpose.training.checkpoint import load_network, trained_size
 from headpose.training.options import SHIPPED, sibling
 from headpose.training.run import plot_curves
@@ -38,11 +38,13 @@ PICTURE = '.github/faces_yaw.png'
 LOG, CURVES = sibling(SHIPPED, '_log.csv'), '.github/faces_curves.png'
 OURS, OTHERS = 'this one', "the third party's"
 BEFORE = {  # a network shipped before, and a commit that has it
-    'run 1': 'c2b3963', 'without `--light`': '7cae984'}
-# Name, landmarks, and whether the mirror image is averaged in; a network
-# shipped before has the first alone.
-TESTS = (('visible', 'visible', False), ('visible, `--flip`', 'visible', True),
-         ('raw', 'raw', False))
+    'run 3': '46d13f3', 'run 1': 'c2b3963', 'without `--light`': '7cae984'}
+# Landmarks, whether the mirror image is averaged in, and the number of looks;
+# a network that finds no box looks once, and one shipped before has the first
+# test alone.
+TESTS = (('visible', False, 1), ('visible', True, 1), ('raw', False, 1),
+         ('visible', False, 3), ('visible', True, 3), ('raw', False, 3))
+LAST = 'visible', False, 3  # of the tables of one test; once where it must be
 
 
 def networks(data, folder):
@@ -59,15 +61,28 @@ def networks(data, folder):
 
 
 def evaluate(path, annotations, tests):
-    """Returns a checkpoint's `Evaluation`s by the names of `tests`.
+    """Returns a checkpoint's `Evaluation`s by those of `tests` that it can do.
 
     `annotations` are the re-crops' by landmarks; `tests` are some of `TESTS`.
     """
     model, content = load_network(path, rebuild)
     model, size = for_inference(model), trained_size(content)
-    return {name: engine.evaluate(
-        model, evaluation_loader(annotations[landmarks], image_size=size),
-        flip=flip) for name, landmarks, flip in tests}
+    results = {}
+    for landmarks, flip, looks in tests:
+        if looks == 1 or model.box_head:
+            *_, (results[landmarks, flip, looks], _) = evaluate_looks(
+                model, annotations[landmarks], looks, flip, image_size=size)
+    return results
+
+
+def test_name(landmarks, flip, looks):
+    """Returns the name of one of `TESTS`."""
+    return landmarks + ', three looks' * (looks > 1) + ', `--flip`' * flip
+
+
+def last_of(results):
+    """Returns the `Evaluation` that a network's tables of one test show."""
+    return results.get(LAST) or results[TESTS[0]]
 
 
 def errors_text(results):
@@ -79,10 +94,11 @@ def errors_text(results):
             mean, low, high = table.loc['MAE', ['error', 'low', 'high']]
             rotation = rotation_errors(result.predicted, result.true)[0]
             rows.append([
-                name, test, *(f'{error:.3f}' for error in table.error[:3]),
+                name, test_name(*test),
+                *(f'{error:.3f}' for error in table.error[:3]),
                 f'{mean:.3f} ({low:.2f}–{high:.2f})',
                 f'{np.median(result.errors):.3f}', f'{rotation.mean():.3f}'])
-    return markdown(['network', 'landmarks', *AXES, 'MAE',
+    return markdown(['network', 'test', *AXES, 'MAE',
                      'median of all errors', 'rotation'], rows)
 
 
@@ -95,8 +111,8 @@ def ranges_text(result):
             side = f'{low} to {high}' if high < 90 else f'from {low} on'
             rows.append([f'\\|{name}\\| {side}', f'{int(values[0]):,}',
                          *(f'{error:.2f}' for error in values[1:])])
-    return markdown([f'{OURS}, visible, by true angle', 'images', *AXES,
-                     'MAE', 'rotation'], rows)
+    return markdown(['by true angle', 'images', *AXES, 'MAE', 'rotation'],
+                    rows)
 
 
 def coverage_text(result):
@@ -110,9 +126,9 @@ def coverage_text(result):
 def light_text(data, names, results):
     """Returns the table of yaw errors by light; see tools/light.py."""
     table = light_table(measure_light(data, names), {
-        name: pd.DataFrame({'yaw': tests['visible'].predicted[:, 0],
-                            'yaw_true': tests['visible'].true[:, 0]})
-        for name, tests in results.items()})
+        name: pd.DataFrame({'yaw': result.predicted[:, 0],
+                            'yaw_true': result.true[:, 0]})
+        for name, result in results.items()})
     return markdown(table.columns, [
         [title, images, *(f'{error:.2f}' for error in errors)]
         for title, images, *errors in table.to_numpy()])
@@ -121,13 +137,14 @@ def light_text(data, names, results):
 def framing_text(data, paths):
     """Returns the table of errors by the box; see tools/framing.py."""
     rows = []
-    table = framing_table(data, paths)
-    for name, kinds in table.groupby('network', sort=False):
-        last = kinds.iloc[-1, 4:]  # by |yaw|, and the rotation's
-        rows.append([name, *(f'{error:.2f}'
-                             for error in (*kinds.MAE, *last))])
-    return markdown(['network', *table.boxes.unique(), *table.columns[4:]],
-                    rows)
+    table = framing_table(data, paths, looks=3)
+    for (name, looks), kinds in table.groupby(['network', 'looks'],
+                                              sort=False):
+        last = kinds.iloc[-1, 5:]  # by |yaw|, and the rotation's
+        rows.append([name, looks, *(f'{error:.2f}'
+                                    for error in (*kinds.MAE, *last))])
+    return markdown(['network', 'looks', *table.boxes.unique(),
+                     *table.columns[5:]], rows)
 
 
 def plot(results):
@@ -135,7 +152,7 @@ def plot(results):
     figure = Figure((7, 4), layout='constrained')
     axes = figure.subplots()
     for label in (OURS, OTHERS):
-        result = results[label]['visible']
+        result = results[label]
         axes.scatter(result.true[:, 0], result.errors.mean(1), label=label,
                      s=10, alpha=0.5, linewidths=0)
     axes.set(xlabel='true yaw, degrees', ylabel='mean of the three errors, '
@@ -176,19 +193,19 @@ def main(argv=None):
             name: evaluate(path, annotations,
                            TESTS[:1] if name in BEFORE else TESTS)
             for name, path in paths.items()}
-        ours = results[OURS]['visible']
+        last = {name: last_of(tests) for name, tests in results.items()}
         tables = {
             'framing': framing_text(data, paths),
-            'errors': errors_text(results), 'ranges': ranges_text(ours),
-            'light': light_text(recrops, annotations['visible'].names,
-                                results),
-            'coverage': coverage_text(ours)}
+            'errors': errors_text(results),
+            'ranges': ranges_text(last[OURS]),
+            'light': light_text(recrops, annotations['visible'].names, last),
+            'coverage': coverage_text(last[OURS])}
     with open(CARD, encoding='utf-8') as file:
         text = filled(file.read(), tables)
     with atomic(CARD) as path, open(path, 'w', encoding='utf-8') as file:
         file.write(text)
     with atomic(PICTURE) as path:
-        plot(results).savefig(path, dpi=90)
+        plot(last).savefig(path, dpi=90)
     with atomic(CURVES) as path:
         plot_curves(pd.read_csv(LOG, comment='#')).savefig(path)
 
