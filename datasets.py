@@ -70,6 +70,7 @@ class PoseDataset:
     # Indices of the images that `augment.occluded` cuts patches from; None:
     # patches of one colour.
     textures: list = None
+    with_boxes: bool = False  # say where training crops show the face
 
     def __len__(self):
         return len(self.annotations.names)
@@ -91,7 +92,7 @@ class PoseDataset:
     def __getitem__(self, key):
         """Returns an image (size, size, 3), angles (3,), index and box (4,).
 
-        The box, see `augment.box_in_crop`, is NaN of a test crop.
+        The box, see `augment.box_in_crop`, is NaN but for `with_boxes`.
 
         Args:
             key: (epoch, index), as `EpochBatchSampler` yields them.
@@ -111,16 +112,17 @@ class PoseDataset:
         if problem := crop_problem(
                 box, *np.multiply(image.shape[1::-1], shrink)):
             raise fault(self.path(index), problem)
+        face = np.full(4, np.nan, np.float32)
         if augmentation:
+            if self.with_boxes:
+                face = box_in_crop(box, angles, draws, size, augmentation)
             texture = self.textures and functools.partial(self.texture,
                                                           draws.other)
-            face = box_in_crop(box, angles, draws, size, augmentation)
             image, angles = augmented_crop(image, box, angles, draws, size,
                                            augmentation, shrink, texture)
         else:
             image = np.array(protocol_crop(Image.fromarray(image), box, size,
                                            self.protocol))
-            face = np.full(4, np.nan, np.float32)
         return image, angles.astype(np.float32), index, face
 
 
@@ -371,8 +373,8 @@ def start_worker(_):
 def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
                      num_epochs=1, augmentation=Augmentation(), weak_end=0.0,
                      split='photo', split_seed=0, validation_list=None,
-                     seed=0, num_workers=0, device='cpu', rank=0,
-                     world_size=1):
+                     seed=0, with_boxes=False, num_workers=0, device='cpu',
+                     rank=0, world_size=1):
     """Returns the shuffled training and the fixed validation loader.
 
     Args:
@@ -385,6 +387,7 @@ def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
         split, split_seed: 'photo' or 'image', see `split_keys`, and its seed.
         validation_list: see `chosen_split`.
         seed: of the order and of the augmentation.
+        with_boxes: see `PoseDataset`, of the training crops.
         num_workers: processes that load images.
         rank, world_size: of this process, and the number of processes.
 
@@ -407,7 +410,8 @@ def training_loaders(annotations, *, batch_size=32, image_sizes=(224,),
     if rank == 0:
         check_shared_memory(num_workers, batch_size, max(sizes))
     sides = ((PoseDataset(annotations, sizes, by_epoch, seed,
-                          textures=training), training, True),
+                          textures=training, with_boxes=with_boxes),
+              training, True),
              (PoseDataset(annotations, image_sizes[-1]), validation, False))
     return tuple(
         make_loader(dataset, EpochBatchSampler(

@@ -37,8 +37,8 @@ def main(argv=None):
         augmentation=augmentation_of(options), weak_end=options.weak_end,
         split=options.split, split_seed=options.split_seed,
         validation_list=options.validation_list, seed=options.seed,
-        num_workers=options.workers, device=device, rank=process_rank(),
-        world_size=world_size())
+        with_boxes=bool(options.find_box), num_workers=options.workers,
+        device=device, rank=process_rank(), world_size=world_size())
     run = Run(options.output, vars(options), options.resume,
               override=options.override, overwrite=options.overwrite)
     model = AttNet(options.attention)
