@@ -19,9 +19,9 @@ from headpose.errors import DataError, fault
 from headpose.files import printable
 from headpose.geometry.augment import (Augmentation, Draws, augmented_crop,
                                        box_in_crop, shrinkage)
-from headpose.geometry.crop import crop_problem, protocol_crop
+from headpose.geometry.crop import crop_problem, next_box, protocol_crop
 from headpose.readers import lists, pairs
-from headpose.readers.images import read_image
+from headpose.readers.images import check_image, read_image
 
 WEAK = 0.25  # of the augmentation is left at the end of a run
 VALIDATION_SHARE = 0.1  # of all images; with whole groups it is at least that
@@ -88,6 +88,20 @@ class PoseDataset:
         """Returns a training picture to cut a patch from, an RGB array."""
         index = self.textures[int(draw * len(self.textures))]
         return read_image(self.path(index), fast=True, shrink=2)
+
+    def next_boxes(self, indices, shares):
+        """Returns all boxes (N, 4), in the places of found ones `next_box`'s.
+
+        Args:
+            indices: of the test crops, (M,).
+            shares: the boxes found in them, (M, 4), see `crop.next_box`.
+        """
+        boxes = self.annotations.boxes.copy()
+        picture_size = functools.cache(check_image)  # of several faces
+        for index, found in zip(indices, shares):
+            boxes[index] = next_box(found, boxes[index], self.size,
+                                    *picture_size(self.path(index)))
+        return boxes
 
     def __getitem__(self, key):
         """Returns an image (size, size, 3), angles (3,), index and box (4,).

@@ -5,6 +5,7 @@
 `--labels` tests on data of your own (headpose/readers/table.py),
 `--dataset BIWI` on the Kinect database (headpose/readers/biwi.py).
 """
+import functools
 import sys
 
 from headpose.errors import run_main
@@ -16,11 +17,11 @@ def main(argv=None):
     options = parse_evaluation(__doc__, 'attnet', argv)
 
     # Slow to import: --help and mistakes do not wait for PyTorch.
-    from datasets import read_annotations
-    from headpose.evaluation.looks import evaluate_looks
+    from datasets import evaluation_loader, read_annotations
     from headpose.evaluation.report import present
     from headpose.networks.fusion import for_inference
     from headpose.training.checkpoint import crop_size, load_network
+    from headpose.training.looks import evaluate_looks
     from headpose.training.run import process_rank, world_size
     from shufflenet import rebuild
     from utils import init_process
@@ -32,11 +33,13 @@ def main(argv=None):
         options.data_dir, options.filename_list, options.landmarks,
         options.labels, options.dataset, options.labels_format,
         options.skip_bad)
-    results = list(evaluate_looks(
-        for_inference(model.to(device)), annotations, options.looks,
-        options.flip, batch_size=options.batch_size, image_size=image_size,
-        protocol=options.protocol, num_workers=options.workers,
-        device=device, rank=process_rank(), world_size=world_size()))
+    make_loader = functools.partial(
+        evaluation_loader, batch_size=options.batch_size,
+        image_size=image_size, protocol=options.protocol,
+        num_workers=options.workers, device=device, rank=process_rank(),
+        world_size=world_size())
+    results = list(evaluate_looks(for_inference(model.to(device)), annotations,
+                                  make_loader, options.looks, options.flip))
     if process_rank() == 0:
         present(results, checkpoint, options, image_size)
 

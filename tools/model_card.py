@@ -8,6 +8,7 @@ images, and AFLW2000_recropped/; ../weights beside it holds the third party's
 network to compare with.  The networks shipped before are in git's history.
 """
 import argparse
+import functools
 import os
 import re
 import subprocess
@@ -18,14 +19,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import filename_generator
-from datasets import read_annotations
-from headpose.evaluation.looks import evaluate_looks
+from datasets import evaluation_loader, read_annotations
 from headpose.evaluation.metrics import (RANGES, axis_table, coverage_table,
                                          range_table)
 from headpose.files import atomic
 from headpose.geometry.pose import AXES, rotation_errors
 from headpose.networks.fusion import for_inference
 from headpose.training.checkpoint import load_network, trained_size
+from headpose.training.looks import evaluate_looks
 from headpose.training.options import SHIPPED, sibling
 from headpose.training.run import plot_curves
 from shufflenet import rebuild
@@ -66,12 +67,14 @@ def evaluate(path, annotations, tests):
     `annotations` are the re-crops' by landmarks; `tests` are some of `TESTS`.
     """
     model, content = load_network(path, rebuild)
-    model, size = for_inference(model), trained_size(content)
+    model = for_inference(model)
+    make_loader = functools.partial(evaluation_loader,
+                                    image_size=trained_size(content))
     results = {}
     for landmarks, flip, looks in tests:
         if looks == 1 or model.box_head:
             *_, (results[landmarks, flip, looks], _) = evaluate_looks(
-                model, annotations[landmarks], looks, flip, image_size=size)
+                model, annotations[landmarks], make_loader, looks, flip)
     return results
 
 
