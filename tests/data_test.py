@@ -579,7 +579,7 @@ def test_validation_is_never_augmented(annotations):
 def pixels(loader, epoch):
     """All images of a loader in an epoch, in the order of their indices."""
     loader.batch_sampler.epoch = epoch
-    images, _, indices = zip(*loader)
+    images, _, indices, _ = zip(*loader)
     return torch.cat(images)[np.concatenate(indices).argsort()]
 
 
