@@ -101,7 +101,7 @@ def test_packed_pictures_give_the_crops_of_the_originals(packed):
                   for each in (before, after))
     differences = []
     for epoch, index in itertools.product((1, 2), range(len(before.names))):
-        (crop, angles, _), (small, same, _) = (
+        (crop, angles, *_), (small, same, *_) = (
             each[epoch, index] for each in (one, other))
         assert np.array_equal(angles, same)
         differences.append(np.abs(crop.astype(float) - small).mean())

@@ -36,7 +36,8 @@ def load(name, tmp_path, **options):
 
 
 @pytest.mark.parametrize('name, options, config', [
-    ('shufflenet_faces', {}, {'network': 'shufflenet', 'width': 1.0}),
+    ('shufflenet_faces', {},
+     {'network': 'shufflenet', 'width': 1.0, 'box_head': True}),
     ('shufflenet', {'width': 0.5}, {'network': 'shufflenet', 'width': 0.5}),
     ('attnet', {'attention': 'none'},
      {'network': 'attnet', 'attention': 'none'})])
