@@ -7,11 +7,11 @@
 The name's ending, .onnx or .pt2, says which.  The network takes uint8 RGB
 pixels (N, H, W, 3), in batches of any size, and gives logits (N, 3, 66),
 angles (N, 3) and `spread` (N,), the bins' standard deviation, in degrees; and,
-if it finds them, the faces' boxes (N, 4), as shares of the crop's side.  The
-angles are checked against PyTorch to 0.001 degrees.  An .onnx file's metadata
-say what it takes, too.  Writing ONNX needs onnx, onnxruntime and onnxscript;
-tools/README.md says what --int8, whose ranges come from training crops of
---data_dir, and --fp16 cost and save.
+if it finds them, the faces' boxes (N, 4): x_min, y_min, x_max, y_max as shares
+of the crop's side.  The angles are checked against PyTorch to 0.001 degrees.
+An .onnx file's metadata say what it takes, too.  Writing ONNX needs onnx,
+onnxruntime and onnxscript; tools/README.md says what --int8, whose ranges come
+from training crops of --data_dir, and --fp16 cost and save.
 
 An .onnx file opens in onnxruntime 1.15, OpenVINO 2025.0, OpenCV 4.9 (cv2.dnn)
 and what came since.  OpenVINO computes in bfloat16 where the CPU has it, 0.1

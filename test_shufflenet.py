@@ -12,9 +12,12 @@ from headpose.errors import run_main
 from headpose.training.options import parse_evaluation
 
 
-def main(argv=None):
-    """Runs the test; `argv` is a list of options, for tests."""
-    options = parse_evaluation(__doc__, 'shufflenet', argv)
+def main(argv=None, description=__doc__, network='shufflenet'):
+    """Runs the test; `argv` is a list of options, for tests.
+
+    Either network's checkpoint is tested: the name is of the default's.
+    """
+    options = parse_evaluation(description, network, argv)
 
     # Slow to import: --help and mistakes do not wait for PyTorch.
     from datasets import evaluation_loader, read_annotations

@@ -12,7 +12,7 @@ from PIL import Image
 import datasets
 import test_shufflenet
 import train_shufflenet
-from headpose.errors import RunError
+from headpose.errors import RunError, UserError
 from headpose.geometry import augment, crop
 from headpose.geometry.pose import best_guess
 from headpose.inference.backends import OnnxNetwork, TorchNetwork
@@ -340,6 +340,12 @@ def test_a_network_without_boxes_looks_at_a_face_once():
     picture, blind = np.full((100, 100, 3), 255, np.uint8), Blind()
     Estimator(blind, looks=3).angles(picture, [(20, 20, 60, 60)])
     assert blind.calls == 1
+
+
+@pytest.mark.parametrize('looks', [0, -1, 2.5, '3', None])
+def test_an_odd_number_of_looks_is_refused(looks):
+    with pytest.raises(UserError, match='no number from 1'):
+        Estimator(Finder(), looks=looks)
 
 
 def test_surer_answers_weigh_more_in_the_mean_of_looks():

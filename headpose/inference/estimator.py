@@ -23,7 +23,7 @@ class Head:
 
     Attributes:
         box: x_min, y_min, x_max, y_max of the face, brows to chin, in pixels
-            of the upright picture.
+            of the upright picture; as it was detected, whatever is looked at.
         score: of the detector, 0 to 1; NaN where nothing was detected.
         yaw, pitch, roll: degrees.  Positive yaw turns the face towards the
             left of the picture, positive pitch lifts the chin, positive roll
@@ -31,7 +31,8 @@ class Head:
         spread: standard deviation of the bins' probabilities, degrees; small
             where the network is sure.
         unsure: the spread is above that of 95% of the faces on which the
-            package's network was tested; of other networks it is not known.
+            package's network was tested, in three looks; of other networks
+            it is not known.
         turn: degrees, a multiple of 90, by which the picture was turned
             counterclockwise for the network; the angles are of the picture as
             it is.
@@ -81,15 +82,18 @@ class Estimator:
         flip: give the mean rotation of each crop and of its mirror image.
         looks: how often the network looks at a face: first at a crop around
             the given box, then around the box that it found before; the
-            answer is the mean.  A network that finds no box looks once.
+            answer is the mean, where the surer ones weigh more
+            (`pose.best_guess`).  A network that finds no box looks once.
 
     Raises:
-        UserError: a file is missing, or is no such network.
+        UserError: a file is missing or is no such network, or looks are none.
     """
 
     def __init__(self, network=None, detector=None,
                  min_score: float = MIN_SCORE, flip: bool = False,
                  looks: int = LOOKS):
+        if looks not in range(1, 100):
+            raise InputError(f'looks: {looks!r} is no number from 1 to 99')
         if network is None or isinstance(network, (str, os.PathLike)):
             network = OnnxNetwork(network or NETWORK)
         if detector is None or isinstance(detector, (str, os.PathLike)):

@@ -20,8 +20,8 @@ def evaluate_looks(model, annotations, make_loader, looks=1, flip=False):
         flip: see `engine.evaluate`.
     """
     if looks > 1 and not model.box_head:
-        raise RunError('--looks: this network finds no box; one that does is '
-                       'trained with --find_box')
+        raise RunError('--looks: this network finds no box; training with '
+                       '--find_box only adds that to it')
     seen = []
     for look in range(1, looks + 1):
         loader = make_loader(annotations)
