@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import datasets
-import test_attnet
 import test_shufflenet
 import train_attnet
 import train_shufflenet
@@ -264,7 +263,6 @@ def test_no_cuda_device_is_said(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize('script, parse, network', [
     (train_attnet, 'parse_training', 'attnet'),
     (train_shufflenet, 'parse_training', 'shufflenet'),
-    (test_attnet, 'parse_evaluation', 'attnet'),
     (test_shufflenet, 'parse_evaluation', 'shufflenet')])
 def test_no_option_gets_lost(sample, snapshot, tmp_path, monkeypatch, script,
                              parse, network):
