@@ -90,7 +90,7 @@ class PoseDataset:
         return read_image(self.path(index), fast=True, shrink=2)
 
     def next_boxes(self, indices, shares):
-        """Returns all boxes (N, 4), in the places of found ones `next_box`'s.
+        """Returns the boxes (N, 4) around which a next look crops.
 
         Args:
             indices: of the test crops, (M,).

@@ -37,9 +37,9 @@ case $network in
         num_epochs=180 batch_size=128 lr=0.006 alpha=0.02
         recipe=(--pretrained none --image_size 64 96 96 128 --one_cycle
                 --weight_decay 0.05 --head_factor 1 --ema 0.999 --rotate 30
-                --find_box --soft_bins --test_framing --box_jitter 0.35 --color_jitter 0.3
-                --low_resolution 0.15 --light 0.5 --occlude 0.2 --weak_end 0.1
-                --amp off) ;;
+                --find_box --soft_bins --test_framing --box_jitter 0.35
+                --color_jitter 0.3 --low_resolution 0.15 --light 0.5
+                --occlude 0.2 --weak_end 0.1 --amp off) ;;
     *) echo "train.sh: '$network' is none of attnet, shufflenet," \
            "mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small," \
            "efficientnet_b0, efficientnet_lite0, faces" >&2

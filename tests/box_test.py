@@ -224,6 +224,8 @@ def test_the_angles_learn_the_same_without_the_box(trained, sample, tmp_path):
     both = last(trained)['model']
     assert both.keys() - plain['model'].keys() == {
         key for key in both if key.startswith(BOX_HEAD)}
+    assert all(torch.equal(both[key], value)
+               for key, value in plain['model'].items())
 
 
 def test_only_the_box_is_learnt_where_asked(sample, trained, tmp_path, capsys):
@@ -249,6 +251,13 @@ def test_a_box_that_cannot_be_learnt_is_refused(sample, tmp_path, capsys,
     with pytest.raises(SystemExit):
         train_shufflenet.main(run_options(sample, tmp_path, *options))
     assert message in capsys.readouterr().err
+
+
+def test_other_protocols_look_once(capsys):
+    with pytest.raises(SystemExit):
+        test_shufflenet.main(['--dataset', 'BIWI', '--labels', 'x.csv',
+                              '--protocol', 'fsanet', '--looks', '2'])
+    assert '--looks: more than one are for' in capsys.readouterr().err
 
 
 def test_a_network_without_boxes_looks_once(sample):

@@ -1,7 +1,6 @@
 """Measures what the face box costs a network, on validation images.
 
     python -m tools.framing DATA CHECKPOINT [CHECKPOINT ...] [--every N]
-                            [--looks N]
 
 DATA holds faces.csv, with its images, and AFLW2000_recropped/.  A validation
 image (of the split with seed 0) is cropped as in the test three times: around
@@ -25,6 +24,7 @@ from headpose.geometry.crop import next_box, protocol_crop
 from headpose.geometry.pose import (beyond_range, best_guess,
                                     rotation_errors)
 from headpose.inference.detector import YuNet
+from headpose.inference.estimator import LOOKS
 from headpose.networks.fusion import for_inference
 from headpose.readers.images import read_image
 from headpose.training.checkpoint import load_network, trained_size
@@ -144,14 +144,15 @@ def errors_row(predicted, true):
         'rotation': rotation_errors(predicted, true)[0].mean()}
 
 
-def framing_table(data, checkpoints, every=4, looks=1):
+def framing_table(data, checkpoints, every=4):
     """Returns a DataFrame with a row for each network, kind of box and look.
+
+    A network that finds no box looks once, others LOOKS times.
 
     Args:
         data: see the module's docstring.
         checkpoints: dict of the networks' names to their files.
         every: looks at every Nth validation image.
-        looks: of a network that finds boxes; others look once.
     """
     annotations = read_annotations(
         data, labels=os.path.join(data, 'faces.csv'))
@@ -166,7 +167,7 @@ def framing_table(data, checkpoints, every=4, looks=1):
         model, size = for_inference(model), trained_size(content)
         for kind, drawn in zip(KINDS, boxes):
             found = looks_at(model, size, pictures, drawn,
-                             looks if model.box_head else 1)
+                             LOOKS if model.box_head else 1)
             rows += [{'network': name, 'boxes': kind, 'looks': look,
                       **errors_row(predicted, true)}
                      for look, predicted in enumerate(found, 1)]
@@ -182,12 +183,9 @@ def main(argv=None):
     parser.add_argument('checkpoints', metavar='CHECKPOINT', nargs='+')
     parser.add_argument('--every', type=int, default=4, metavar='N',
                         help='look at every Nth validation image; default: 4')
-    parser.add_argument('--looks', type=int, default=3, metavar='N',
-                        help='of a network that finds boxes; default: 3')
     options = parser.parse_args(argv)
     table = framing_table(options.data, {
-        path: path for path in options.checkpoints}, options.every,
-        options.looks)
+        path: path for path in options.checkpoints}, options.every)
     print(table.round(2).to_string(index=False))
 
 

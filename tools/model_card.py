@@ -45,7 +45,8 @@ BEFORE = {  # a network shipped before, and a commit that has it
 # test alone.
 TESTS = (('visible', False, 1), ('visible', True, 1), ('raw', False, 1),
          ('visible', False, 3), ('visible', True, 3), ('raw', False, 3))
-LAST = 'visible', False, 3  # of the tables of one test; once where it must be
+# What all tables but that of errors show, or else the first test.
+LAST = 'visible', False, 3
 
 
 def networks(data, folder):
@@ -84,7 +85,7 @@ def test_name(landmarks, flip, looks):
 
 
 def last_of(results):
-    """Returns the `Evaluation` that a network's tables of one test show."""
+    """Returns a network's `Evaluation` by LAST, or by the first test."""
     return results.get(LAST) or results[TESTS[0]]
 
 
@@ -140,7 +141,7 @@ def light_text(data, names, results):
 def framing_text(data, paths):
     """Returns the table of errors by the box; see tools/framing.py."""
     rows = []
-    table = framing_table(data, paths, looks=3)
+    table = framing_table(data, paths)
     for (name, looks), kinds in table.groupby(['network', 'looks'],
                                               sort=False):
         last = kinds.iloc[-1, 5:]  # by |yaw|, and the rotation's

@@ -130,9 +130,9 @@ def train_epoch(trainer, loader, epoch=1):
 
 
 def batch_parts(batch, trainer):
-    """Yields the images, angles and boxes of a batch's `accumulate` parts.
+    """Yields each of a batch's `accumulate` parts, and whether it is the last.
 
-    And whether each part is the last.
+    A part is its images, angles and boxes.
     """
     images, angles, _, boxes = batch
     count = trainer.recipe.accumulate

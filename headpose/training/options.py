@@ -292,7 +292,7 @@ def parse_evaluation(description, network, argv=None):
     if options.protocol != 'ours' and options.dataset != 'BIWI':
         parser.error('argument --protocol: is for --dataset BIWI')
     if options.protocol != 'ours' and options.looks > 1:
-        parser.error("argument --looks: is for ours of --protocol")
+        parser.error('argument --looks: more than one are for --protocol ours')
     return options
 
 
