@@ -81,8 +81,8 @@ def parse_demo(argv=None):
         help='give the mean rotation of each crop and of its mirror image')
     add('--looks', type=number(int, 1), default=3, metavar='N',
         help='give the mean of N answers, each after the first of a crop '
-        'around the face that the network found before (a network that finds '
-        'none looks once); default: 3')
+        'around the face that the network found before, every other one '
+        'mirrored (a network that finds none looks once); default: 3')
     add('--output', default='output/demo', metavar='DIR')
     add('--overwrite', action='store_true', help='replace existing files')
     add('--detector', metavar='FILE.onnx', help='another YuNet')

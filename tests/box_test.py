@@ -17,6 +17,7 @@ from headpose.geometry import augment, crop
 from headpose.geometry.pose import best_guess
 from headpose.inference.backends import OnnxNetwork, TorchNetwork
 from headpose.inference.estimator import Estimator
+from headpose.inference.looks import look_at
 from headpose.networks import portable
 from headpose.readers.images import read_image
 from headpose.training.checkpoint import load_network, trained_size
@@ -27,7 +28,6 @@ from shufflenet import MobileNetwork, ShuffleNet, rebuild
 from tests.conftest import ROOT
 from tests.draws import drawn
 from tests.helpers import evaluation_options, last, run_options, train
-from tools import framing
 
 SIDES = st.floats(20, 300)
 
@@ -278,10 +278,11 @@ def test_test_table_and_estimator_look_alike(sample):
         model, annotations, functools.partial(
             datasets.evaluation_loader, image_size=size), 3)]
     images = [read_image(folder / name) for name in annotations.images]
-    tabled = framing.looks_at(model, size, [*map(Image.fromarray, images)],
-                              annotations.boxes, 3)
-    np.testing.assert_allclose(tested, [*tabled], atol=1e-3)
-    estimator = Estimator(TorchNetwork(model, size), looks=3)
+    network = TorchNetwork(model, size)
+    looked, _ = zip(*look_at(network, [*map(Image.fromarray, images)],
+                             annotations.boxes))
+    np.testing.assert_allclose(tested, looked, atol=1e-3)
+    estimator = Estimator(network, looks=3)
     estimated = [estimator.angles(image, [box])[0][0]
                  for image, box in zip(images, annotations.boxes)]
     np.testing.assert_allclose(tested[2], estimated, atol=1e-3)
@@ -313,15 +314,15 @@ class Finder:
     size, usual_spread = 64, np.inf
 
     def __call__(self, crops, flip=False):
-        """Returns as angles the square's centre and width, in crops."""
+        """Returns as yaw and pitch where the square lies, as a face's."""
         rows = []
         for image in crops:
             row, column = np.nonzero(image[..., 0] > 127)
             rows.append([column.min(), row.min(), column.max() + 1,
                          row.max() + 1])
         boxes = np.array(rows) / self.size
-        return (np.column_stack((boxes[:, 0], boxes[:, 1],
-                                 boxes[:, 2] - boxes[:, 0])),
+        left, top, right, _ = boxes.T
+        return (np.column_stack((left + right - 1, top, 0 * top)),
                 np.ones(len(crops)), boxes)
 
 
@@ -337,6 +338,23 @@ def test_an_estimator_looks_again_around_the_box_that_it_found():
     np.testing.assert_allclose(thrice - expected, (once - expected) / 3,
                                atol=0.03)
     assert np.abs(once - expected).max() > 0.06
+
+
+def test_every_other_look_is_at_the_mirror_image():
+    class Recorder(Finder):
+        def __init__(self):
+            self.crops = []
+
+        def __call__(self, crops, flip=False):
+            self.crops.append(crops)
+            return super().__call__(crops)
+    picture, recorder = np.zeros((300, 300, 3), np.uint8), Recorder()
+    picture[120:180, 130:190] = 255
+    Estimator(recorder, looks=4).angles(picture, [(130, 120, 190, 180)])
+    # The published crop shows the face left of its middle.
+    sides = [crops[..., :32, 0].mean() > crops[..., 32:, 0].mean()
+             for crops in recorder.crops]
+    assert sides == [True, False, True, False]
 
 
 def test_a_network_without_boxes_looks_at_a_face_once():

@@ -15,16 +15,14 @@ import os
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from datasets import read_annotations, split_indices, split_keys
-from headpose.geometry.crop import next_box, protocol_crop
-from headpose.geometry.pose import (beyond_range, best_guess,
-                                    rotation_errors)
+from headpose.geometry.pose import beyond_range, rotation_errors
+from headpose.inference.backends import TorchNetwork
 from headpose.inference.detector import YuNet
-from headpose.inference.estimator import LOOKS
+from headpose.inference.looks import look_at
 from headpose.networks.fusion import for_inference
 from headpose.readers.images import read_image
 from headpose.training.checkpoint import load_network, trained_size
@@ -33,7 +31,6 @@ from tools.detection import best, pairs
 
 NEIGHBOURS = 40  # re-crops of the nearest yaw, of which one is drawn
 KINDS = "label's", "YuNet's", "as AFLW2000's"
-BATCH = 64
 
 
 def detected_face(detector, image, box):
@@ -109,31 +106,6 @@ def framed_faces(annotations, indices, detector, places):
     return pictures, np.stack(boxes, 1), np.array(angles)
 
 
-def looks_at(model, size, pictures, boxes, looks):
-    """Yields angles (M, 3) after each look, see `looks.evaluate_looks`.
-
-    Args:
-        model: a `hopenet.PoseNetwork`, with a `BoxHead` for several looks.
-        size: of its crops, pixels.
-        pictures: M Pillow images.
-        boxes: (M, 4), of the first look.
-    """
-    seen = []
-    for look in range(1, looks + 1):
-        crops = torch.from_numpy(np.stack([
-            np.asarray(protocol_crop(picture, box, size))
-            for picture, box in zip(pictures, boxes)])).permute(0, 3, 1, 2)
-        found = [model.predict(batch.contiguous())
-                 for batch in crops.split(BATCH)]
-        seen.append([np.concatenate(part) for part in zip(
-            *[(each.angles, each.bin_std) for each in found])])
-        yield best_guess(*zip(*seen))[0]
-        if look < looks:
-            shares = np.concatenate([each.boxes for each in found])
-            boxes = [next_box(*each, size, *picture.size) for *each, picture
-                     in zip(shares, boxes, pictures)]
-
-
 def errors_row(predicted, true):
     """Returns a table's row: MAE, by |yaw|, and the rotation's error."""
     errors = np.abs(predicted - true).mean(1)
@@ -164,13 +136,12 @@ def framing_table(data, checkpoints, every=4):
     rows = []
     for name, path in checkpoints.items():
         model, content = load_network(path, rebuild)
-        model, size = for_inference(model), trained_size(content)
+        network = TorchNetwork(for_inference(model), trained_size(content))
         for kind, drawn in zip(KINDS, boxes):
-            found = looks_at(model, size, pictures, drawn,
-                             LOOKS if model.box_head else 1)
+            found = look_at(network, pictures, drawn)
             rows += [{'network': name, 'boxes': kind, 'looks': look,
                       **errors_row(predicted, true)}
-                     for look, predicted in enumerate(found, 1)]
+                     for look, (predicted, _) in enumerate(found, 1)]
     return pd.DataFrame(rows)
 
 

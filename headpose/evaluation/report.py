@@ -57,7 +57,8 @@ def print_result(result, look=1):
     errors = result.errors
     if look > 1:
         print(f'Mean of {look} looks, each after the first cropped around the '
-              'box found before (not the published protocol):')
+              'box found before, every other one mirrored (not the published '
+              'protocol):')
     print('Test error in degrees of the model on the '
           f'{len(errors)} test images. {angles_text(errors)}')
     print(range_table(result, 0).to_string(index=False, na_rep='-',

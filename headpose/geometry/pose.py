@@ -132,6 +132,15 @@ def mean_angles(angles, weights=None):
     return angles_near(left @ right, np.asarray(angles)[0])
 
 
+def is_mirrored(look):
+    """Says whether a look, numbered from 1, is at the mirror image.
+
+    Every other one is.  Much of what is wrong with a look at the mirror image
+    is wrong to the other side, and leaves the mean.
+    """
+    return look % 2 == 0
+
+
 def best_guess(angles, spreads):
     """Returns the mean of several answers, the surer ones weighing more.
 

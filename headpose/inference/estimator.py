@@ -7,14 +7,12 @@ import numpy as np
 from PIL import Image
 
 from headpose.errors import InputError
-from headpose.geometry.crop import crop_problem, next_box, protocol_crop
-from headpose.geometry.pose import (angles_of, best_guess,
-                                    rotation_matrix)
+from headpose.geometry.crop import crop_problem
+from headpose.geometry.pose import angles_of, rotation_matrix
 from headpose.inference.backends import NETWORK, OnnxNetwork
 from headpose.inference.detector import MIN_SCORE, YUNET, YuNet
+from headpose.inference.looks import LOOKS, look_at
 from headpose.inference.pictures import read_picture
-
-LOOKS = 3  # at a face, by default; more change nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +79,10 @@ class Estimator:
         min_score: the least score of a face, 0 to 1.
         flip: give the mean rotation of each crop and of its mirror image.
         looks: how often the network looks at a face: first at a crop around
-            the given box, then around the box that it found before; the
-            answer is the mean, where the surer ones weigh more
-            (`pose.best_guess`).  A network that finds no box looks once.
+            the given box, then around the box that it found before, every
+            other time at the mirror image; the answer is the mean, where the
+            surer ones weigh more (`pose.best_guess`).  A network that finds
+            no box looks once.
 
     Raises:
         UserError: a file is missing or is no such network, or looks are none.
@@ -176,17 +175,9 @@ class Estimator:
         pictures = {turn: turned_picture(picture, turn) for turn in {*turns}}
         boxes = [turned_box(box, turn, picture.size)
                  for box, turn in zip(boxes, turns)]
-        size, seen = self.network.size, []
-        for _ in range(self.looks):
-            *answer, found = self.network(np.stack([
-                np.asarray(protocol_crop(pictures[turn], box, size))
-                for box, turn in zip(boxes, turns)]), self.flip)
-            seen.append(answer)
-            if found is None:
-                break
-            boxes = [next_box(shares, box, size, *pictures[turn].size)
-                     for shares, box, turn in zip(found, boxes, turns)]
-        angles, bin_std = best_guess(*zip(*seen)) if seen[1:] else seen[0]
+        *_, (angles, bin_std) = look_at(
+            self.network, [pictures[turn] for turn in turns], boxes,
+            self.looks, self.flip)
         if not np.isfinite(angles).all():
             raise InputError('the network gives angles that are no numbers')
         for number in np.flatnonzero(turns):  # back to how the picture stands

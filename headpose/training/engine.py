@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from headpose.errors import (RunError, WeightsError, check_interrupt,
                              signals_noted)
+from headpose.geometry.crop import mirrored_shares
+from headpose.geometry.pose import MIRROR
 from headpose.networks.weights import load_exactly
 from headpose.training.checkpoint import on_cpu
 from headpose.training.recipe import Recipe
@@ -196,18 +198,23 @@ class Evaluation(NamedTuple):
         return np.abs(self.predicted - self.true)
 
 
-def evaluate(model, loader, alpha=2.0, flip=False, soft_bins=False):
+def evaluate(model, loader, alpha=2.0, flip=False, soft_bins=False,
+             mirrored=False):
     """Returns the `Evaluation` of a network on all images of a loader.
 
     With several processes each takes a part of the images, and all return
     the result of all.  `flip` is `predict`'s, `alpha` and `soft_bins` are
-    `pose_loss`'s.
+    `pose_loss`'s.  `mirrored` shows the network the mirror images; its answers
+    are turned back.
     """
     model.eval()
     # Index, predicted and true angles, loss, deviation, box.
     rows = [np.empty((0, 13))]
     for images, angles, indices, _ in tqdm(loader, desc='evaluating',
                                            disable=None, leave=False):
+        if mirrored:
+            images = torch.as_tensor(images).flip(-1)
+            angles = angles * np.float32(MIRROR)
         found = model.predict(images, flip)
         losses = model.loss(found.logits, torch.as_tensor(angles), alpha,
                             soft_bins)
@@ -218,8 +225,13 @@ def evaluate(model, loader, alpha=2.0, flip=False, soft_bins=False):
         check_interrupt()
     rows = np.concatenate(gather(np.concatenate(rows)))
     rows = rows[rows[:, 0].argsort()]
-    return Evaluation(float(rows[:, 7].mean()), rows[:, 0].astype(int),
-                      rows[:, 1:4], rows[:, 4:7], rows[:, 8], rows[:, 9:])
+    result = Evaluation(float(rows[:, 7].mean()), rows[:, 0].astype(int),
+                        rows[:, 1:4], rows[:, 4:7], rows[:, 8], rows[:, 9:])
+    if mirrored:
+        result = result._replace(
+            predicted=result.predicted * MIRROR, true=result.true * MIRROR,
+            boxes=mirrored_shares(result.boxes))
+    return result
 
 
 def fit(trainer, loaders, run):

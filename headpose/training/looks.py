@@ -1,6 +1,6 @@
 """Evaluation in several looks: each crops around the box found before."""
 from headpose.errors import RunError
-from headpose.geometry.pose import best_guess
+from headpose.geometry.pose import best_guess, is_mirrored
 from headpose.training.engine import evaluate
 
 
@@ -8,8 +8,9 @@ def evaluate_looks(model, annotations, make_loader, looks=1, flip=False):
     """Yields an `Evaluation`, and its `datasets.PoseDataset`, for each look.
 
     The first look is at crops around the labels' boxes, as published; the
-    next at crops around the boxes that the network found in those before.
-    The answers after several looks are their `pose.best_guess`.
+    next at crops around the boxes that the network found in those before,
+    every other one (`pose.is_mirrored`) at their mirror images.  The answers
+    after several looks are their `pose.best_guess`.
 
     Args:
         model: a `hopenet.PoseNetwork`.
@@ -25,7 +26,8 @@ def evaluate_looks(model, annotations, make_loader, looks=1, flip=False):
     seen = []
     for look in range(1, looks + 1):
         loader = make_loader(annotations)
-        seen.append(evaluate(model, loader, flip=flip))
+        seen.append(evaluate(model, loader, flip=flip,
+                             mirrored=is_mirrored(look)))
         yield summed_up(seen), loader.dataset
         if look < looks:
             annotations = annotations._replace(boxes=loader.dataset.next_boxes(

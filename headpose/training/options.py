@@ -247,7 +247,8 @@ def evaluation_parser(description, snapshot):
     add('--looks', type=number(int, 1), default=1, metavar='N',
         help='give the mean of N answers, also to the files: of the '
         'published crop, and of crops around the box that a network with '
-        '--find_box found before; default: 1, as published')
+        '--find_box found before, every other one mirrored; default: 1, as '
+        'published')
     add('--flip', action='store_true',
         help='give the mean rotation of each crop and of its mirror image')
     add('--predictions', metavar='FILE.csv',
