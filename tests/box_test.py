@@ -314,7 +314,7 @@ class Finder:
     size, usual_spread = 64, np.inf
 
     def __call__(self, crops, flip=False):
-        """Returns as yaw and pitch where the square lies, as a face's."""
+        """Returns yaw and pitch that tell where the square lies."""
         rows = []
         for image in crops:
             row, column = np.nonzero(image[..., 0] > 127)

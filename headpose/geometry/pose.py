@@ -135,8 +135,8 @@ def mean_angles(angles, weights=None):
 def is_mirrored(look):
     """Says whether a look, numbered from 1, is at the mirror image.
 
-    Every other one is.  Much of what is wrong with a look at the mirror image
-    is wrong to the other side, and leaves the mean.
+    Every other one is: an error towards one side has the other sign there, and
+    the two cancel in the mean.
     """
     return look % 2 == 0
 

@@ -4,7 +4,7 @@ import numpy as np
 from headpose.geometry.crop import mirrored_shares, next_box, protocol_crop
 from headpose.geometry.pose import MIRROR, best_guess, is_mirrored
 
-LOOKS = 3  # at a face, by default; more change nothing
+LOOKS = 3  # at a face, by default
 
 
 def look_at(network, pictures, boxes, looks=LOOKS, flip=False):

@@ -204,8 +204,8 @@ def evaluate(model, loader, alpha=2.0, flip=False, soft_bins=False,
 
     With several processes each takes a part of the images, and all return
     the result of all.  `flip` is `predict`'s, `alpha` and `soft_bins` are
-    `pose_loss`'s.  `mirrored` shows the network the mirror images; its answers
-    are turned back.
+    `pose_loss`'s.  `mirrored` shows the network the mirror images, and mirrors
+    its answers back.
     """
     model.eval()
     # Index, predicted and true angles, loss, deviation, box.
@@ -213,8 +213,7 @@ def evaluate(model, loader, alpha=2.0, flip=False, soft_bins=False,
     for images, angles, indices, _ in tqdm(loader, desc='evaluating',
                                            disable=None, leave=False):
         if mirrored:
-            images = torch.as_tensor(images).flip(-1)
-            angles = angles * np.float32(MIRROR)
+            images, angles = images.flip(-1), angles * np.float32(MIRROR)
         found = model.predict(images, flip)
         losses = model.loss(found.logits, torch.as_tensor(angles), alpha,
                             soft_bins)
